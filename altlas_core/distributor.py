@@ -1,0 +1,428 @@
+"""The workload distributor: a pure state machine. Facts go in with a time, decisions come out.
+
+It reads no clock, starts no thread and imports no torch. A driver applies every fact of one instant with `on_event`,
+then asks `dispatch` once for what to start. Same facts at the same times, same decisions.
+
+The rules:
+- Order: effective priority, then first come first served (task_queue.py says how waiting lifts a task).
+- A task that fits nowhere now is stepped over: later ones that fit may start. Once it has waited a full
+  `priority_aging` it holds the GPU nearest to having room: nothing else starts there until it has. So it neither blocks
+  small tasks (one GPU at most is held, and only by one task) nor is starved (that GPU can only empty, each of its tasks
+  within its timeout).
+- A reservation lasts until the backend confirms the end of the attempt, or the device is lost; a task that timed out or
+  was cancelled has its final state at once, whatever still arrives for it.
+- A task whose worker crashed twice makes its third attempt alone on a GPU, so no neighbour can cost it that one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from altlas_core.config_schema import GpuSettings
+from altlas_core.errors import StateError
+from altlas_core.events import (
+    Action,
+    AttemptFailed,
+    AttemptFinished,
+    AttemptStopped,
+    CancelRequested,
+    DeviceLost,
+    DeviceReturned,
+    DeviceSampled,
+    Fact,
+    HopeLost,
+    SetTimer,
+    StopAttempt,
+    TaskSubmitted,
+    TimerFired,
+    WorkerCrashed,
+)
+from altlas_core.model import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    FINAL_STATES,
+    GIB,
+    QUEUED,
+    RUNNING,
+    Attempt,
+    Demand,
+    Device,
+    DeviceSpec,
+    ErrorCode,
+    Task,
+    TaskState,
+)
+from altlas_core.pool import Pool
+from altlas_core.strategies import STRATEGIES
+from altlas_core.task_queue import Lane, Need, TaskQueue
+
+MAX_CRASHES = 3  # the third worker crash ends a task
+MAX_IDLE_NEEDS = 1024  # needs remembered although nobody waits for them; a bound on memory, not on behaviour
+_NO_ACTIONS: tuple[Action, ...] = ()
+
+
+class Distributor:
+    """Queue, attempts, timeouts, retries and cancelling over a pool.
+
+    `open_tasks` counts accepted tasks that are not final; `stale` counts facts that came too late, by their name.
+    `handlers` is on_event by type of fact.
+    """
+
+    def __init__(self, settings: GpuSettings, devices: Sequence[DeviceSpec], seed: int) -> None:
+        self.pool = Pool(settings, devices, seed)
+        self.queue = TaskQueue(settings.workload.priority_aging)
+        self.tasks: dict[int, Task] = {}
+        self.open_tasks = 0
+        self.stale: Counter[str] = Counter()
+        self._max_queue = settings.workload.max_queue
+        self._arrived: list[Task] = []  # of this instant; only kept where the queue is bounded
+        self._needs: dict[Demand, Need] = {}
+        self._solo_needs: dict[Demand, Need] = {}
+        self._deadlines: dict[float, deque[Attempt]] = {}  # by timeout: starts come in order, so deadlines do too
+        self._holder: tuple[Task, Device] | None = None
+        self.handlers: dict[type, Callable[[float, Any], Sequence[Action]]] = {
+            TaskSubmitted: self._on_submitted,
+            CancelRequested: self._on_cancel,
+            AttemptFinished: self._on_finished,
+            AttemptFailed: self._on_failed,
+            AttemptStopped: self._on_stopped,
+            WorkerCrashed: self._on_crash,
+            DeviceSampled: self._on_sample,
+            DeviceLost: self._on_lost,
+            DeviceReturned: self._on_returned,
+            TimerFired: self._on_timer,
+            HopeLost: self._on_hope_lost,
+        }
+
+    def on_event(self, now: float, fact: Fact) -> Sequence[Action]:
+        """Apply a fact; return what must be done at once. Raises StateError, and changes nothing, if it cannot be."""
+        return self.handlers[type(fact)](now, fact)
+
+    # --- decisions ------------------------------------------------------------------------------------------------
+
+    def dispatch(self, now: float) -> Sequence[Action]:
+        """Start what can be started now: called once after all facts of an instant."""
+        queue, pool = self.queue, self.pool
+        if not queue.count or not pool.open:
+            return self._refuse_excess(now) if self._arrived else _NO_ACTIONS
+        actions: list[Action] = []
+        aside = []
+        while pool.open:
+            lane = queue.first(now)
+            if lane is None:
+                break
+            need = lane.need
+            closed = 0 if self._holder is None else self._closed_to(lane)
+            device = pool.place(lane.tasks[0], need, closed)
+            if device is None:
+                aside.append(queue.set_aside(lane))
+                if self._holder is None and now - lane.tasks[0].submitted_s >= queue.aging_s:
+                    self._hold(lane.tasks[0], need)
+                continue
+            task = queue.pop(lane)
+            task.attempts = number = task.attempts + 1
+            task.gpu_id = gpu_id = device.gpu_id
+            task.attempt = attempt = Attempt(task, number, gpu_id, now, need.solo)
+            task.state = RUNNING
+            task.started_s = now
+            pool.reserve(device, attempt)
+            actions.append(attempt)
+            due = self._deadlines.get(task.timeout_s)
+            if due is None:
+                self._deadlines[task.timeout_s] = deque((attempt,))
+                actions.append(SetTimer(now + task.timeout_s, task.timeout_s))
+            else:
+                due.append(attempt)
+                if due[0].ended_s is not None:
+                    due.popleft()  # keeps the deque about as long as the number of running tasks
+        if aside:
+            queue.put_back(aside)
+        if self._arrived:
+            self._refuse_excess(now)
+        return actions
+
+    def _hold(self, task: Task, need: Need) -> None:
+        """Set the GPU nearest to having room aside for a task."""
+        device = self.pool.roomiest(need)
+        if device is not None and need.strategy in STRATEGIES:  # a user's strategy may decline for ever
+            self._holder = (task, device)
+
+    def _closed_to(self, lane: Lane) -> int:
+        """The mask of the GPU held for somebody else than this lane.
+
+        A hold ends with its task's waiting or its GPU's health.
+        """
+        assert self._holder is not None
+        task, device = self._holder
+        if task.state != QUEUED or not device.healthy:
+            self._holder = None
+            return 0
+        return 0 if lane.level == task.level and lane.need is self._need(task) else device.bit
+
+    def _refuse_excess(self, now: float) -> tuple[Action, ...]:
+        """A bounded queue: of the tasks that arrived this instant the latest are refused until it is short enough."""
+        while self._arrived and self.queue.count > self._max_queue:
+            task = self._arrived.pop()
+            if task.state == QUEUED:
+                text = f"the queue is full: {self._max_queue} tasks wait already (gpu.workload.max_queue)"
+                self._end_waiting(now, task, FAILED, "queue_full", text)
+        self._arrived.clear()
+        return _NO_ACTIONS
+
+    # --- tasks in and out -----------------------------------------------------------------------------------------
+
+    def _need(self, task: Task) -> Need:
+        solo = task.crashes >= MAX_CRASHES - 1
+        needs = self._solo_needs if solo else self._needs
+        demand = task.demand
+        need = needs.get(demand)
+        if need is None:
+            if len(needs) >= MAX_IDLE_NEEDS:
+                for known in [known for known, need in needs.items() if need.idle]:
+                    del needs[known]
+            need = needs[demand] = Need(demand.memory_bytes, demand.pin, demand.strategy, solo)
+            need.allowed = self.pool.allowed(need)
+        return need
+
+    def _all_needs(self) -> list[Need]:
+        return [*self._needs.values(), *self._solo_needs.values()]
+
+    def _on_submitted(self, now: float, fact: TaskSubmitted) -> Sequence[Action]:
+        task = fact.task
+        if task.index in self.tasks:
+            raise StateError(f"{task.task_id} was submitted before: {story(self.tasks[task.index])}")
+        self.tasks[task.index] = task
+        self.open_tasks += 1
+        task.submitted_s = now
+        need = self._needs.get(task.demand) or self._need(task)
+        if need.allowed:
+            self.queue.push(task, need)
+            if self._max_queue:
+                self._arrived.append(task)
+        else:
+            self._finish(now, task, FAILED, *self._why_nowhere(task))
+        return _NO_ACTIONS
+
+    def _why_nowhere(self, task: Task) -> tuple[ErrorCode, str]:
+        """Why no GPU could ever take a task: (error code, sentence)."""
+        pin = task.demand.pin
+        devices = self.pool.devices if pin is None else [self.pool.devices[pin]]
+        left = [device for device in devices if not device.lost]
+        which = "" if pin is None else f" (it is pinned to GPU {pin})"
+        if not left:
+            reason = devices[0].reason or "lost"
+            return "device_lost", f"no device left that it may use{which}; GPU {devices[0].gpu_id}: {reason}"
+        room = max(device.capacity_bytes for device in left)
+        return "too_large", (
+            f"needs {task.memory_bytes / GIB:.2f} GiB, but at most {room / GIB:.2f} GiB are available on one GPU"
+            f"{which}: {(task.memory_bytes - room) / GIB:.2f} GiB too much"
+        )
+
+    def _finish(self, now: float, task: Task, state: TaskState, code: ErrorCode | None, error: str | None) -> None:
+        task.state = state
+        task.finished_s = now
+        task.error_code = code
+        task.error = error
+        self.open_tasks -= 1
+
+    def _end_waiting(self, now: float, task: Task, state: TaskState, code: ErrorCode | None, error: str | None) -> None:
+        self._finish(now, task, state, code, error)
+        self.queue.discard(task, self._need(task))
+
+    def _requeue(self, now: float, task: Task) -> None:
+        task.state = QUEUED
+        need = self._need(task)
+        if need.allowed:
+            self.queue.push(task, need)
+        else:
+            self._finish(now, task, FAILED, *self._why_nowhere(task))
+
+    def _on_cancel(self, now: float, fact: CancelRequested) -> Sequence[Action]:
+        task = self.tasks.get(fact.task_index)
+        if task is None:
+            raise StateError(f"task-{fact.task_index:06d} cannot be cancelled: it was never submitted")
+        if task.state in FINAL_STATES:
+            self.stale["CancelRequested"] += 1
+            return _NO_ACTIONS
+        if task.state == QUEUED:
+            self._end_waiting(now, task, CANCELLED, None, None)
+            return _NO_ACTIONS
+        return (self._stop(now, task, CANCELLED, None, None),)
+
+    def _stop(self, now: float, task: Task, state: TaskState, code: ErrorCode | None, error: str | None) -> StopAttempt:
+        attempt = task.attempt
+        assert attempt is not None  # a RUNNING task has one
+        self._finish(now, task, state, code, error)
+        attempt.stopping = True
+        return StopAttempt(attempt, code or "cancelled")
+
+    # --- attempts -------------------------------------------------------------------------------------------------
+
+    def _current(self, fact: AttemptFinished | AttemptFailed | AttemptStopped) -> Attempt | None:
+        """The attempt a fact is about, or None if it came too late. Raises StateError if there never was one."""
+        task = self.tasks.get(fact.task_index)
+        if task is None or fact.attempt > task.attempts or fact.attempt < 1:
+            known = "it was never submitted" if task is None else story(task)
+            raise StateError(f"{type(fact).__name__} for attempt {fact.attempt} of task-{fact.task_index:06d}: {known}")
+        attempt = task.attempt
+        if attempt is None or attempt.number != fact.attempt or attempt.ended_s is not None:
+            self.stale[type(fact).__name__] += 1
+            return None
+        return attempt
+
+    def _end_attempt(self, now: float, attempt: Attempt, outcome: str) -> None:
+        attempt.ended_s = now
+        attempt.outcome = outcome
+        self.pool.release(attempt)
+
+    def _on_finished(self, now: float, fact: AttemptFinished) -> Sequence[Action]:
+        task = self.tasks.get(fact.task_index)
+        attempt = task.attempt if task is not None else None
+        if task is None or attempt is None or attempt.number != fact.attempt or attempt.ended_s is not None:
+            self._current(fact)  # says what is wrong with it
+            return _NO_ACTIONS
+        attempt.iterations = fact.iterations
+        attempt.detail = fact.detail
+        attempt.ended_s = now
+        self.pool.release(attempt)
+        if attempt.stopping:
+            attempt.outcome = "stopped"
+            self.stale["late result"] += 1
+        else:
+            attempt.outcome = "finished"
+            task.state = COMPLETED
+            task.finished_s = now
+            self.open_tasks -= 1
+        return _NO_ACTIONS
+
+    def _on_failed(self, now: float, fact: AttemptFailed) -> Sequence[Action]:
+        attempt = self._current(fact)
+        if attempt is None:
+            return _NO_ACTIONS
+        attempt.iterations = fact.iterations
+        self._end_attempt(now, attempt, fact.error_code)
+        if attempt.stopping:
+            return _NO_ACTIONS
+        task = attempt.task
+        task.failures += 1
+        if task.failures <= task.retry_count:
+            self._requeue(now, task)
+        else:
+            code: ErrorCode = "out_of_memory" if fact.error_code == "out_of_memory" else "task_error"
+            self._finish(now, task, FAILED, code, fact.error)
+        return _NO_ACTIONS
+
+    def _on_stopped(self, now: float, fact: AttemptStopped) -> Sequence[Action]:
+        attempt = self._current(fact)
+        if attempt is None:
+            return _NO_ACTIONS
+        if not attempt.stopping:
+            raise StateError(f"AttemptStopped, but nobody asked for it: {story(attempt.task)}")
+        attempt.iterations = fact.iterations
+        self._end_attempt(now, attempt, "stopped")
+        return _NO_ACTIONS
+
+    def _on_crash(self, now: float, fact: WorkerCrashed) -> Sequence[Action]:
+        for index, number in fact.attempts:
+            task = self.tasks.get(index)
+            attempt = task.attempt if task is not None else None
+            if task is None or attempt is None or attempt.number != number or attempt.ended_s is not None:
+                self.stale["WorkerCrashed"] += 1
+                continue
+            self._end_attempt(now, attempt, "worker_crashed" if fact.blamed else "worker_replaced")
+            if attempt.stopping:
+                continue
+            task.crashes += fact.blamed
+            if task.crashes >= MAX_CRASHES:
+                text = f"its worker crashed {task.crashes} times, the last time with {fact.error}"
+                self._finish(now, task, FAILED, "worker_crashed", text)
+            else:
+                self._requeue(now, task)
+        return _NO_ACTIONS
+
+    def _on_timer(self, now: float, fact: TimerFired) -> Sequence[Action]:
+        due = self._deadlines.get(fact.timeout_s)
+        if due is None:
+            self.stale["TimerFired"] += 1
+            return _NO_ACTIONS
+        actions: list[Action] = []
+        while due:
+            attempt = due[0]
+            deadline = attempt.started_s + fact.timeout_s
+            running = attempt.ended_s is None and not attempt.stopping
+            if running and deadline > now:
+                actions.append(SetTimer(deadline, fact.timeout_s))
+                return actions
+            due.popleft()
+            if running:
+                text = f"ran longer than its timeout of {fact.timeout_s:g} s"
+                actions.append(self._stop(deadline, attempt.task, FAILED, "timeout", text))
+        del self._deadlines[fact.timeout_s]
+        return actions
+
+    # --- devices --------------------------------------------------------------------------------------------------
+
+    def _on_sample(self, now: float, fact: DeviceSampled) -> Sequence[Action]:
+        device = self._device(fact.gpu_id, "DeviceSampled")
+        if device.lost:
+            self.stale["DeviceSampled"] += 1
+        else:
+            self.pool.check(device, fact.sample)
+        return _NO_ACTIONS
+
+    def _on_lost(self, now: float, fact: DeviceLost) -> Sequence[Action]:
+        device = self._device(fact.gpu_id, "DeviceLost")
+        if device.lost:
+            self.stale["DeviceLost"] += 1
+            return _NO_ACTIONS
+        self.pool.lose(device, fact.reason)
+        for need in self._all_needs():
+            need.allowed &= ~device.bit
+        for attempt in self._holding(device):
+            self._end_attempt(now, attempt, "device_lost")
+            if not attempt.stopping:
+                self._requeue(now, attempt.task)
+        nowhere = [need for need in self._all_needs() if not need.allowed]
+        for task in sorted(self.queue.waiting(nowhere), key=lambda task: task.index):
+            self._end_waiting(now, task, FAILED, *self._why_nowhere(task))
+        return _NO_ACTIONS
+
+    def _holding(self, device: Device) -> list[Attempt]:
+        """The attempts that hold a place on a device, in order of their tasks. A scan: a device is seldom lost."""
+        current = [task.attempt for task in self.tasks.values() if task.gpu_id == device.gpu_id]
+        return [attempt for attempt in current if attempt is not None and attempt.ended_s is None]
+
+    def _on_returned(self, now: float, fact: DeviceReturned) -> Sequence[Action]:
+        device = self._device(fact.gpu_id, "DeviceReturned")
+        if not device.lost:
+            self.stale["DeviceReturned"] += 1
+            return _NO_ACTIONS
+        self.pool.take_back(device)
+        for need in self._all_needs():
+            need.allowed = self.pool.allowed(need)
+        return _NO_ACTIONS
+
+    def _on_hope_lost(self, now: float, fact: HopeLost) -> Sequence[Action]:
+        for task in sorted(self.queue.waiting(self._all_needs()), key=lambda task: task.index):
+            self._end_waiting(now, task, FAILED, "device_lost", fact.reason)
+        return _NO_ACTIONS
+
+    def _device(self, gpu_id: int, what: str) -> Device:
+        if not 0 <= gpu_id < len(self.pool.devices):
+            raise StateError(f"{what} for GPU {gpu_id}: there are GPUs 0 to {len(self.pool.devices) - 1}")
+        return self.pool.devices[gpu_id]
+
+
+def story(task: Task) -> str:
+    """What happened to a task so far, in one line: for error messages."""
+    parts = [f"{task.task_id} is {task.state}", f"submitted at {task.submitted_s:g} s", f"{task.attempts} attempts"]
+    if task.attempt is not None:
+        attempt = task.attempt
+        end = "still holds it" if attempt.ended_s is None else f"{attempt.outcome} at {attempt.ended_s:g} s"
+        parts.append(f"attempt {attempt.number} started at {attempt.started_s:g} s on GPU {attempt.gpu_id}, {end}")
+    if task.error_code:
+        parts.append(f"{task.error_code}: {task.error}")
+    return ", ".join(parts)

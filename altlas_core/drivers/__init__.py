@@ -1,0 +1,1 @@
+"""What turns decisions into deeds: virtual time and real time drive the same distributor."""

@@ -1,0 +1,146 @@
+"""The event log: every fact and every decision of a run, in order. Written as JSON lines, hashed, replayed.
+
+While a run lasts only references are kept; text is made when somebody asks. The first line says what a fresh state
+machine needs to come to the same decisions: the devices, the seed and the settings it reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from altlas_core.events import (
+    Action,
+    AttemptFailed,
+    AttemptFinished,
+    AttemptStopped,
+    CancelRequested,
+    DeviceLost,
+    DeviceReturned,
+    DeviceSampled,
+    Fact,
+    HopeLost,
+    SetTimer,
+    StopAttempt,
+    TaskSubmitted,
+    TimerFired,
+    WorkerCrashed,
+)
+from altlas_core.model import Attempt
+
+FORMAT_VERSION = 1
+
+
+class EventLog:
+    """Facts and actions in the order they happened, each fact after its time; an action has the time before it.
+
+    `header` is JSON-able (see experiment.py).
+    """
+
+    __slots__ = ("entries", "header")
+
+    def __init__(self, header: dict[str, Any]) -> None:
+        self.header = header
+        self.entries: list[float | Fact | Action] = []
+
+    def fact(self, now: float, fact: Fact) -> None:
+        self.entries += (now, fact)
+
+    def action(self, now: float, action: Action) -> None:
+        self.entries += (now, action)
+
+    def lines(self) -> Iterator[str]:
+        """The log as JSON lines, each with its line end."""
+        yield json.dumps({"format": FORMAT_VERSION, **self.header}, separators=(",", ":")) + "\n"
+        now = 0.0
+        for entry in self.entries:
+            if isinstance(entry, float):
+                now = entry
+            else:
+                yield f'{{"t":{now!r},{_WRITERS[type(entry)](entry)}}}\n'
+
+    def sha256(self) -> str:
+        """SHA-256 of the log's bytes."""
+        digest = hashlib.sha256()
+        chunk: list[str] = []
+        for line in self.lines():
+            chunk.append(line)
+            if len(chunk) == 4096:
+                digest.update("".join(chunk).encode())
+                chunk.clear()
+        digest.update("".join(chunk).encode())
+        return digest.hexdigest()
+
+    def attempts(self) -> list[Attempt]:
+        """Every attempt, in the order they were started."""
+        return [entry for entry in self.entries if type(entry) is Attempt]
+
+
+def _text(value: str | None) -> str:
+    return json.dumps(value)
+
+
+def _number(value: float | int | None) -> str:
+    return "null" if value is None else repr(value)
+
+
+def _submitted(fact: TaskSubmitted) -> str:
+    task = fact.task
+    spec = task.spec
+    return (
+        f'"fact":"TaskSubmitted","task":{task.index},"kind":{_text(spec.kind)},"priority":{_text(spec.priority)},'
+        f'"strategy":{_text(task.demand.strategy)},"gpu_id":{_number(task.demand.pin)},"memory_bytes":{task.memory_bytes},'
+        f'"timeout_s":{task.timeout_s!r},"retry_count":{task.retry_count},"duration_s":{_number(spec.duration_s)},'
+        f'"iterations":{_number(spec.iterations)},"input_size":{spec.input_size},"output_size":{spec.output_size},'
+        f'"batch":{spec.batch},"batch_id":{_text(spec.batch_id)}'
+    )
+
+
+def _started(attempt: Attempt) -> str:
+    return f'"action":"StartAttempt","task":{attempt.task.index},"attempt":{attempt.number},"gpu_id":{attempt.gpu_id}'
+
+
+def _finished(fact: AttemptFinished) -> str:
+    detail = "" if fact.detail is None else f',"detail":{json.dumps(fact.detail, sort_keys=True)}'
+    return f'"fact":"AttemptFinished","task":{fact.task_index},"attempt":{fact.attempt},"iterations":{fact.iterations!r}{detail}'
+
+
+def _failed(fact: AttemptFailed) -> str:
+    return (
+        f'"fact":"AttemptFailed","task":{fact.task_index},"attempt":{fact.attempt},'
+        f'"error_code":{_text(fact.error_code)},"error":{_text(fact.error)},"iterations":{fact.iterations!r}'
+    )
+
+
+def _crashed(fact: WorkerCrashed) -> str:
+    attempts = json.dumps([list(pair) for pair in fact.attempts], separators=(",", ":"))
+    blamed = "true" if fact.blamed else "false"
+    return f'"fact":"WorkerCrashed","gpu_id":{fact.gpu_id},"attempts":{attempts},"error":{_text(fact.error)},"blamed":{blamed}'
+
+
+_WRITERS: dict[type, Callable[[Any], str]] = {
+    TaskSubmitted: _submitted,
+    CancelRequested: lambda fact: f'"fact":"CancelRequested","task":{fact.task_index}',
+    AttemptFinished: _finished,
+    AttemptFailed: _failed,
+    AttemptStopped: lambda fact: (
+        f'"fact":"AttemptStopped","task":{fact.task_index},"attempt":{fact.attempt},"iterations":{fact.iterations!r}'
+    ),
+    WorkerCrashed: _crashed,
+    DeviceSampled: lambda fact: (
+        f'"fact":"DeviceSampled","gpu_id":{fact.gpu_id},"sample":{json.dumps(asdict(fact.sample), separators=(",", ":"))}'
+    ),
+    DeviceLost: lambda fact: f'"fact":"DeviceLost","gpu_id":{fact.gpu_id},"reason":{_text(fact.reason)}',
+    DeviceReturned: lambda fact: f'"fact":"DeviceReturned","gpu_id":{fact.gpu_id}',
+    TimerFired: lambda fact: f'"fact":"TimerFired","timeout_s":{fact.timeout_s!r}',
+    HopeLost: lambda fact: f'"fact":"HopeLost","reason":{_text(fact.reason)}',
+    Attempt: _started,
+    StopAttempt: lambda action: (
+        f'"action":"StopAttempt","task":{action.attempt.task.index},"attempt":{action.attempt.number},'
+        f'"reason":{_text(action.reason)}'
+    ),
+    SetTimer: lambda action: f'"action":"SetTimer","time_s":{action.time_s!r},"timeout_s":{action.timeout_s!r}',
+}

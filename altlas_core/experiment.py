@@ -1,0 +1,181 @@
+"""Settings + workload -> Result: find the devices, pick the driver, play the workload."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from altlas_core.backends.discover import discover
+from altlas_core.backends.simulated import SimulatedBackend
+from altlas_core.config import Settings, load_config
+from altlas_core.distributor import Distributor
+from altlas_core.drivers.virtual import VirtualDriver
+from altlas_core.errors import WorkloadError
+from altlas_core.event_log import EventLog
+from altlas_core.events import RANK_CANCEL, RANK_DEVICE, RANK_SUBMIT, CancelRequested, TaskSubmitted
+from altlas_core.faults import Fault
+from altlas_core.intake import make_tasks
+from altlas_core.model import DeviceSpec, Task, TaskSpec
+from altlas_core.result import Result
+from altlas_core.strategies import USER_STRATEGIES
+from altlas_core.telemetry import Telemetry
+from altlas_core.workloads import Workload
+
+if TYPE_CHECKING:
+    from altlas_core.backends.base import Backend
+
+
+def run(
+    settings: Settings | None = None,
+    workload: Workload | None = None,
+    seed: int | None = None,
+    faults: Sequence[Fault] = (),
+    devices: Sequence[DeviceSpec] | None = None,
+) -> Result:
+    """Play a workload on the machine of the settings and return what happened.
+
+    seed None = the settings' seed. faults = what breaks when. devices = a machine found before (else `discover`).
+    Simulated devices run in virtual time unless run.pace is set; real ones in real time, durations, timeouts and
+    submission times multiplied by run.time_scale. Raises AltlasError children before anything starts.
+    """
+    collecting = gc.isenabled()
+    gc.disable()  # a run makes next to no garbage before its end; looking for it would double the time of a large one
+    try:
+        return _run(settings, workload, seed, faults, devices)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _run(
+    settings: Settings | None,
+    workload: Workload | None,
+    seed: int | None,
+    faults: Sequence[Fault],
+    devices: Sequence[DeviceSpec] | None,
+) -> Result:
+    if workload is None:
+        raise WorkloadError("nothing to run: give a workload, e.g. Workload.from_records([{'duration_s': 2.0}])")
+    settings = load_config() if settings is None else settings
+    seed = settings.seed if seed is None else seed
+    specs = tuple(discover(settings).devices if devices is None else devices)
+    simulated = all(spec.simulated for spec in specs)
+    requests = workload.tasks(settings.gpu.workload.batch_size)
+    if not simulated:
+        settings, requests = _scaled(settings, requests)
+    tasks = make_tasks(requests, settings.gpu, len(specs))
+    for fault in faults:
+        if not 0 <= fault.gpu_id < len(specs):
+            raise WorkloadError(f"fault '{fault.kind}' at {fault.time_s:g} s: GPU {fault.gpu_id} is not there")
+    distributor = Distributor(settings.gpu, specs, seed)
+    backend = _backend(settings, specs, seed)
+    log = EventLog(log_header(settings, specs, seed))
+    telemetry = Telemetry(distributor, backend, settings.telemetry.interval)
+    if simulated and settings.run.pace == 0:
+        driver = VirtualDriver(distributor, backend, log, telemetry, settings.gpu.detection.health_check_interval)
+        length_s = driver.run(tasks, faults)
+    else:
+        length_s = _run_in_real_time(settings, distributor, backend, log, telemetry, tasks, faults, simulated)
+    return Result(
+        settings,
+        seed,
+        specs[0].kind,
+        "simulated" if simulated else "measured",
+        specs,
+        length_s,
+        log,
+        telemetry,
+        tasks,
+        distributor.pool.devices,
+        dict(distributor.stale),
+    )
+
+
+def _backend(settings: Settings, specs: Sequence[DeviceSpec], seed: int) -> Backend:
+    if specs[0].simulated:
+        return SimulatedBackend(specs, settings.gpu.detection.max_temperature)
+    from altlas_core.backends.torch_backend import TorchBackend
+
+    workload = settings.gpu.workload
+    return TorchBackend(specs, workload.max_concurrent_tasks_per_gpu, seed, workload.kill_grace)
+
+
+def _run_in_real_time(
+    settings: Settings,
+    distributor: Distributor,
+    backend: Backend,
+    log: EventLog,
+    telemetry: Telemetry,
+    tasks: Sequence[Task],
+    faults: Sequence[Fault],
+    simulated: bool,
+) -> float:
+    from altlas_core.drivers.realtime import MonotonicClock, RealtimeDriver
+
+    driver = RealtimeDriver(
+        distributor,
+        backend,
+        clock=MonotonicClock(),
+        queue_processing_interval_s=settings.gpu.workload.queue_processing_interval,
+        health_check_interval_s=settings.gpu.detection.health_check_interval,
+        telemetry=telemetry,
+        log=log,
+        pace=settings.run.pace if simulated else 1.0,
+    )
+    plan: list[tuple[float, int, Any]] = [(task.spec.submit_s, RANK_SUBMIT, TaskSubmitted(task)) for task in tasks]
+    plan += [(t.spec.cancel_s, RANK_CANCEL, CancelRequested(t.index)) for t in tasks if t.spec.cancel_s is not None]
+    for fault in faults:
+        driver.post_at(fault.time_s, RANK_DEVICE, backend.inject, fault)
+    return driver.run(plan)
+
+
+def _scaled(settings: Settings, requests: Sequence[TaskSpec]) -> tuple[Settings, list[TaskSpec]]:
+    """Real devices: every time of the workload, and the default timeout, times run.time_scale."""
+    scale = settings.run.time_scale
+    if scale == 1.0:
+        return settings, list(requests)
+
+    def times(value: float | None) -> float | None:
+        return None if value is None else value * scale
+
+    scaled = [
+        replace(
+            spec,
+            submit_s=spec.submit_s * scale,
+            duration_s=times(spec.duration_s),
+            timeout_s=times(spec.timeout_s),
+            cancel_s=times(spec.cancel_s),
+        )
+        for spec in requests
+    ]
+    workload = replace(settings.gpu.workload, timeout=settings.gpu.workload.timeout * scale)
+    return replace(settings, gpu=replace(settings.gpu, workload=workload)), scaled
+
+
+def log_header(settings: Settings, specs: Sequence[DeviceSpec], seed: int) -> dict[str, Any]:
+    """What a fresh distributor needs to replay the log: devices, seed, and the settings it reads."""
+    gpu = settings.gpu
+    detection, workload = gpu.detection, gpu.workload
+    return {
+        "seed": seed,
+        "settings": {
+            "gpu.memory_limit_bytes": gpu.memory_limit_bytes,
+            "gpu.detection.memory_threshold": detection.memory_threshold,
+            "gpu.detection.utilization_threshold": detection.utilization_threshold,
+            "gpu.detection.max_temperature": detection.max_temperature,
+            "gpu.workload.max_concurrent_tasks_per_gpu": workload.max_concurrent_tasks_per_gpu,
+            "gpu.workload.max_queue": workload.max_queue,
+            "gpu.workload.priority_aging": workload.priority_aging,
+        },
+        "devices": [
+            {"gpu_id": s.gpu_id, "kind": s.kind, "name": s.name, "memory_total_bytes": s.memory_total_bytes}
+            for s in specs
+        ],
+    }
+
+
+def load_settings(path: Any = None, overrides: Any = None, environ: Any = None) -> Settings:
+    """`load_config` that also knows the strategies registered in this process."""
+    return load_config(path, overrides, environ, extra_strategies=tuple(USER_STRATEGIES))

@@ -1,0 +1,51 @@
+"""From what was asked for to a task: defaults filled in, and what cannot be refused before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from altlas_core.config_schema import GpuSettings
+from altlas_core.errors import WorkloadError
+from altlas_core.kinds import KINDS
+from altlas_core.model import PRIORITIES, Demand, Task, TaskSpec
+from altlas_core.strategies import check_strategy
+
+
+def make_tasks(specs: Iterable[TaskSpec], settings: GpuSettings, device_count: int) -> list[Task]:
+    """Tasks numbered 0, 1, 2, ... in the given order.
+
+    Raises WorkloadError for a pin to a GPU that is not there, StrategyError for a strategy that may not be used.
+    """
+    workload, selection = settings.workload, settings.selection
+    allowed = selection.strategies
+    default = check_strategy(selection.default_strategy, allowed, "gpu.selection.default_strategy")
+    demands: dict[tuple[int | None, int | None, str | None, str, int, int, int], Demand] = {}
+    tasks = []
+    for index, spec in enumerate(specs):
+        wanted = (
+            spec.memory_bytes,
+            spec.gpu_id,
+            spec.strategy,
+            spec.kind,
+            spec.input_size,
+            spec.output_size,
+            spec.batch,
+        )
+        demand = demands.get(wanted)
+        if demand is None:
+            where = f"task-{index:06d}"
+            memory = KINDS[spec.kind].memory_bytes(spec) if spec.memory_bytes is None else spec.memory_bytes
+            strategy = default if spec.strategy is None else check_strategy(spec.strategy, allowed, where)
+            pin = _check_pin(spec.gpu_id, device_count, where)
+            demand = demands[wanted] = Demand(memory, pin, strategy, wanted[3:])
+        timeout_s = workload.timeout if spec.timeout_s is None else spec.timeout_s
+        retry_count = workload.retry_count if spec.retry_count is None else spec.retry_count
+        tasks.append(Task(index, spec, PRIORITIES[spec.priority], demand, demand.memory_bytes, timeout_s, retry_count))
+    return tasks
+
+
+def _check_pin(gpu_id: int | None, device_count: int, where: str) -> int | None:
+    if gpu_id is not None and not 0 <= gpu_id < device_count:
+        there = "GPU 0" if device_count == 1 else f"GPUs 0 to {device_count - 1}"
+        raise WorkloadError(f"{where}: gpu_id {gpu_id} is not there; this machine has {there}")
+    return gpu_id

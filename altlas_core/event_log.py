@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
+from altlas_core.errors import AltlasError
 from altlas_core.events import (
     Action,
     AttemptFailed,
@@ -29,7 +30,7 @@ from altlas_core.events import (
     TimerFired,
     WorkerCrashed,
 )
-from altlas_core.model import Attempt
+from altlas_core.model import Attempt, DeviceSample
 
 FORMAT_VERSION = 1
 
@@ -144,3 +145,40 @@ _WRITERS: dict[type, Callable[[Any], str]] = {
     ),
     SetTimer: lambda action: f'"action":"SetTimer","time_s":{action.time_s!r},"timeout_s":{action.timeout_s!r}',
 }
+
+
+def action_line(now: float, action: Action) -> str:
+    """An action as its line in the log, without the line end."""
+    return f'{{"t":{now!r},{_WRITERS[type(action)](action)}}}'
+
+
+_FACTS: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (
+        AttemptFailed,
+        AttemptFinished,
+        AttemptStopped,
+        CancelRequested,
+        DeviceLost,
+        DeviceReturned,
+        HopeLost,
+        TimerFired,
+    )
+}
+
+
+def read_fact(record: dict[str, Any]) -> Fact:
+    """The fact of a parsed line; TaskSubmitted is the intake's (see replay.py). Raises AltlasError if it is unknown."""
+    fields = {key: value for key, value in record.items() if key not in ("t", "fact")}
+    if "task" in fields:
+        fields["task_index"] = fields.pop("task")
+    name = record["fact"]
+    if name == "DeviceSampled":
+        return DeviceSampled(fields["gpu_id"], DeviceSample(**fields["sample"]))
+    if name == "WorkerCrashed":
+        fields["attempts"] = tuple((index, number) for index, number in fields["attempts"])
+        return WorkerCrashed(**fields)
+    if name not in _FACTS:
+        raise AltlasError(f"unknown fact {name!r} in an event log")
+    fact: Fact = _FACTS[name](**fields)
+    return fact

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from altlas_core.backends.discover import discover
 from altlas_core.backends.simulated import SimulatedBackend
@@ -15,7 +15,7 @@ from altlas_core.drivers.virtual import VirtualDriver
 from altlas_core.errors import WorkloadError
 from altlas_core.event_log import EventLog
 from altlas_core.events import RANK_CANCEL, RANK_DEVICE, RANK_SUBMIT, CancelRequested, TaskSubmitted
-from altlas_core.faults import Fault
+from altlas_core.faults import Fault, check_gpu_ids
 from altlas_core.intake import make_tasks
 from altlas_core.model import DeviceSpec, Task, TaskSpec
 from altlas_core.result import Result
@@ -25,6 +25,8 @@ from altlas_core.workloads import Workload
 
 if TYPE_CHECKING:
     from altlas_core.backends.base import Backend
+
+REAL_FAULTS: Final = ("lose_gpu", "return_gpu", "crash_worker")  # the others are about readings
 
 
 def run(
@@ -63,12 +65,10 @@ def _run(
     specs = tuple(discover(settings).devices if devices is None else devices)
     simulated = all(spec.simulated for spec in specs)
     requests = workload.tasks(settings.gpu.workload.batch_size)
+    faults = _checked(faults, specs)
     if not simulated:
-        settings, requests = _scaled(settings, requests)
+        settings, requests, faults = _scaled(settings, requests, faults)
     tasks = make_tasks(requests, settings.gpu, len(specs))
-    for fault in faults:
-        if not 0 <= fault.gpu_id < len(specs):
-            raise WorkloadError(f"fault '{fault.kind}' at {fault.time_s:g} s: GPU {fault.gpu_id} is not there")
     distributor = Distributor(settings.gpu, specs, seed)
     backend = _backend(settings, specs, seed)
     log = EventLog(log_header(settings, specs, seed))
@@ -131,11 +131,26 @@ def _run_in_real_time(
     return driver.run(plan)
 
 
-def _scaled(settings: Settings, requests: Sequence[TaskSpec]) -> tuple[Settings, list[TaskSpec]]:
-    """Real devices: every time of the workload, and the default timeout, times run.time_scale."""
+def _checked(faults: Sequence[Fault], specs: Sequence[DeviceSpec]) -> Sequence[Fault]:
+    """The plan with every return of a lost GPU written out. Raises WorkloadError for what this machine cannot play."""
+    check_gpu_ids(faults, len(specs))
+    for fault in faults:
+        if not specs[fault.gpu_id].simulated and fault.kind not in REAL_FAULTS:
+            raise WorkloadError(
+                f"fault {fault.kind} at {fault.time_s:g} s: GPU {fault.gpu_id} is a real device, whose readings cannot be "
+                f"made up; allowed there: {', '.join(REAL_FAULTS)}"
+            )
+    returns = [Fault(f.end_s, f.gpu_id, "return_gpu") for f in faults if f.kind == "lose_gpu" and f.end_s is not None]
+    return [*faults, *returns]
+
+
+def _scaled(
+    settings: Settings, requests: Sequence[TaskSpec], faults: Sequence[Fault]
+) -> tuple[Settings, Sequence[TaskSpec], Sequence[Fault]]:
+    """Real devices: every time of the workload and the fault plan, and the default timeout, times run.time_scale."""
     scale = settings.run.time_scale
     if scale == 1.0:
-        return settings, list(requests)
+        return settings, requests, faults
 
     def times(value: float | None) -> float | None:
         return None if value is None else value * scale
@@ -151,7 +166,8 @@ def _scaled(settings: Settings, requests: Sequence[TaskSpec]) -> tuple[Settings,
         for spec in requests
     ]
     workload = replace(settings.gpu.workload, timeout=settings.gpu.workload.timeout * scale)
-    return replace(settings, gpu=replace(settings.gpu, workload=workload)), scaled
+    broken = [replace(f, time_s=f.time_s * scale, duration_s=times(f.duration_s)) for f in faults]
+    return replace(settings, gpu=replace(settings.gpu, workload=workload)), scaled, broken
 
 
 def log_header(settings: Settings, specs: Sequence[DeviceSpec], seed: int) -> dict[str, Any]:

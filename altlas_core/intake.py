@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from altlas_core.config_schema import GpuSettings
 from altlas_core.errors import WorkloadError
@@ -20,6 +21,7 @@ def make_tasks(specs: Iterable[TaskSpec], settings: GpuSettings, device_count: i
     allowed = selection.strategies
     default = check_strategy(selection.default_strategy, allowed, "gpu.selection.default_strategy")
     demands: dict[tuple[int | None, int | None, str | None, str, int, int, int], Demand] = {}
+    unique: dict[tuple[Any, ...], Demand] = {}  # tasks that say the same in different words want the same
     tasks = []
     for index, spec in enumerate(specs):
         wanted = (
@@ -37,7 +39,8 @@ def make_tasks(specs: Iterable[TaskSpec], settings: GpuSettings, device_count: i
             memory = KINDS[spec.kind].memory_bytes(spec) if spec.memory_bytes is None else spec.memory_bytes
             strategy = default if spec.strategy is None else check_strategy(spec.strategy, allowed, where)
             pin = _check_pin(spec.gpu_id, device_count, where)
-            demand = demands[wanted] = Demand(memory, pin, strategy, wanted[3:])
+            resolved = (memory, pin, strategy, wanted[3:])
+            demand = demands[wanted] = unique.setdefault(resolved, Demand(*resolved))
         timeout_s = workload.timeout if spec.timeout_s is None else spec.timeout_s
         retry_count = workload.retry_count if spec.retry_count is None else spec.retry_count
         tasks.append(Task(index, spec, PRIORITIES[spec.priority], demand, demand.memory_bytes, timeout_s, retry_count))
@@ -49,3 +52,19 @@ def _check_pin(gpu_id: int | None, device_count: int, where: str) -> int | None:
         there = "GPU 0" if device_count == 1 else f"GPUs 0 to {device_count - 1}"
         raise WorkloadError(f"{where}: gpu_id {gpu_id} is not there; this machine has {there}")
     return gpu_id
+
+
+def make_task(record: Mapping[str, Any], demands: dict[tuple[Any, ...], Demand]) -> Task:
+    """The task of a TaskSubmitted line of an event log, as it was when it was submitted.
+
+    `demands` keeps the demands met so far, for tasks alike share one.
+    """
+    names = ("kind", "duration_s", "iterations", "input_size", "output_size", "batch", "priority", "batch_id")
+    spec = TaskSpec(submit_s=record["t"], **{name: record[name] for name in names})
+    sizes = (spec.kind, spec.input_size, spec.output_size, spec.batch)
+    wanted = (record["memory_bytes"], record["gpu_id"], record["strategy"], sizes)
+    demand = demands.setdefault(wanted, Demand(*wanted))
+    level = PRIORITIES[spec.priority]
+    return Task(
+        record["task"], spec, level, demand, demand.memory_bytes, record["timeout_s"], record["retry_count"]
+    )

@@ -143,7 +143,7 @@ class Pool:
                 f"strategy '{name}' chose {chosen!r} for {task.task_id}; it must return one of the GPUs it was offered "
                 f"(gpu_id {', '.join(map(str, offered))}) or None"
             )
-        return self.devices[gpu_id]
+        return self.devices[int(gpu_id)]
 
     def view(self, device: Device) -> Gpu:
         sample = device.sample or DeviceSample()

@@ -1,0 +1,378 @@
+"""Real time: the same distributor, driven by a clock and by what worker processes report.
+
+One thread owns the distributor: the one that calls `run` or `serve`. All others post facts. At each look the driver
+takes everything that has arrived or is due, gives it one `now`, applies it in the order of events.RANK_* (inside a
+rank: what was due by its time, then what was posted as it arrived), and lets the distributor decide once.
+
+Simulated devices can be played here too (`pace`): then every planned instant keeps its own time, so that the log is
+the one that virtual time gives, only slower.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from heapq import heapify, heappop, heappush
+from typing import Any, Final, Protocol
+
+from altlas_core.backends.base import Backend
+from altlas_core.distributor import Distributor
+from altlas_core.events import (
+    RANK_CANCEL,
+    RANK_DEVICE,
+    RANK_ENDED,
+    RANK_SUBMIT,
+    RANK_TIMER,
+    Action,
+    AttemptFailed,
+    AttemptFinished,
+    AttemptStopped,
+    CancelRequested,
+    DeviceLost,
+    DeviceReturned,
+    DeviceSampled,
+    Fact,
+    HopeLost,
+    SetTimer,
+    TaskSubmitted,
+    TimerFired,
+    WorkerCrashed,
+)
+from altlas_core.model import Attempt
+
+Due = Callable[[float, Any], Fact | None]
+Inbox = queue.SimpleQueue[Fact | None]  # None only wakes the driver
+
+FOREVER: Final = float("inf")
+HOPELESS_CHECKS: Final = 100  # as in virtual time
+RANKS: Final[dict[type, int]] = {
+    AttemptFinished: RANK_ENDED,
+    AttemptFailed: RANK_ENDED,
+    AttemptStopped: RANK_ENDED,
+    WorkerCrashed: RANK_ENDED,
+    DeviceSampled: RANK_DEVICE,
+    DeviceLost: RANK_DEVICE,
+    DeviceReturned: RANK_DEVICE,
+    CancelRequested: RANK_CANCEL,
+    TimerFired: RANK_TIMER,
+    HopeLost: RANK_TIMER,
+    TaskSubmitted: RANK_SUBMIT,
+}
+
+
+class Clock(Protocol):
+    def monotonic(self) -> float:
+        """Seconds since some moment; never goes back."""
+        ...
+
+    def wait(self, inbox: Inbox, timeout_s: float) -> Fact | None:
+        """The next item of the inbox, or None when none came in time."""
+        ...
+
+
+class MonotonicClock:
+    """The real one."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def wait(self, inbox: Inbox, timeout_s: float) -> Fact | None:
+        try:
+            return inbox.get(timeout=timeout_s) if timeout_s > 0 else inbox.get_nowait()
+        except queue.Empty:
+            return None
+
+
+class _Log(Protocol):
+    def fact(self, now: float, fact: Fact) -> None: ...
+    def action(self, now: float, action: Action) -> None: ...
+
+
+class _Sampler(Protocol):
+    interval_s: float
+
+    def sample(self, now: float) -> None: ...
+
+
+class RealtimeDriver:
+    """Drives a distributor and a backend by the clock. It is the backend's mailbox.
+
+    A backend may have two methods more than the Protocol asks for: `poll(now)`, called at every look (at least each
+    `queue_processing_interval_s`), and `flush()`, called when a batch of orders has been given.
+    """
+
+    def __init__(
+        self,
+        distributor: Distributor,
+        backend: Backend,
+        *,
+        clock: Clock,
+        queue_processing_interval_s: float,
+        health_check_interval_s: float,
+        telemetry: _Sampler | None = None,
+        log: _Log | None = None,
+        pace: float = 1.0,
+    ) -> None:
+        self.now = 0.0
+        self._distributor = distributor
+        self._backend = backend
+        self._clock = clock
+        self._interval_s = queue_processing_interval_s
+        self._check_interval_s = health_check_interval_s
+        self._telemetry = telemetry
+        self._log = log
+        self._pace = pace
+        self._exact = all(spec.simulated for spec in backend.devices())
+        self._poll: Callable[[float], None] = getattr(backend, "poll", _nothing)
+        self._flush: Callable[[], None] = getattr(backend, "flush", _nothing)
+        self._inbox: Inbox = queue.SimpleQueue()
+        self._own: deque[Fact] = deque()  # posted on the driver's thread: applied before it goes on
+        self._thread: int | None = None
+        self._heap: list[tuple[float, int, int, Due, Any]] = []
+        self._sequence = 0
+        self._to_submit = 0  # planned submissions
+        self._began_s = 0.0  # on the clock
+        self._samples = 0
+        self._next_sample_s = FOREVER
+        self._hopeless = 0
+        self._stopping = False
+
+    # --- the mailbox ----------------------------------------------------------------------------------------------
+
+    def post(self, fact: Fact) -> None:
+        if threading.get_ident() == self._thread:
+            self._own.append(fact)
+        else:
+            self._inbox.put(fact)
+
+    def post_at(self, time_s: float, rank: int, due: Due, arg: Any) -> None:
+        self._sequence = sequence = self._sequence + 1
+        heappush(self._heap, (time_s, rank, sequence, due, arg))
+
+    # --- the run --------------------------------------------------------------------------------------------------
+
+    def run(self, plan: Iterable[tuple[float, int, Fact]] = (), close: bool = True) -> float:
+        """Open the backend, play the plan of (time_s, rank, fact), return the seconds it took.
+
+        Ends when every planned task was submitted, all tasks are final and the devices are free again. `close=False`
+        leaves the backend open for a further run. Raises StateError if a fact is impossible (a fault in this program);
+        then, and on Ctrl-C, the backend is closed in any case.
+        """
+        return self._play(plan, until_done=True, close=close)
+
+    def serve(self) -> None:
+        """Run until `stop()`, from another thread: whoever likes posts TaskSubmitted and CancelRequested."""
+        self._play((), until_done=False, close=True)
+
+    def stop(self) -> None:
+        """Make `serve` or `run` return soon. Any thread."""
+        self._stopping = True
+        self._inbox.put(None)
+
+    def _play(self, plan: Iterable[tuple[float, int, Fact]], until_done: bool, close: bool) -> float:
+        self._thread = threading.get_ident()
+        finished = False
+        try:
+            self._begin(plan)
+            while not self._stopping and not (until_done and self._done()):
+                first = self._clock.wait(self._inbox, self._patience_s())
+                if self._exact:
+                    self._look_exactly(first, until_done)
+                else:
+                    self._look(first)
+            if self._telemetry is not None:
+                self._sample_before(self.now if self._exact else 0.0)
+                self._telemetry.sample(self.now)
+            finished = True
+        finally:
+            self._thread = None
+            if close or not finished:
+                self._backend.close()
+        return self.now
+
+    def _begin(self, plan: Iterable[tuple[float, int, Fact]]) -> None:
+        self._backend.open(self)
+        for time_s, rank, fact in plan:
+            self._sequence += 1
+            submission = type(fact) is TaskSubmitted
+            self._to_submit += submission
+            self._heap.append((time_s, rank, self._sequence, self._submit if submission else _as_planned, fact))
+        heapify(self._heap)
+        # Real devices are looked at before anything is put on them: others may be using them.
+        self.post_at(self._check_interval_s if self._exact else 0.0, RANK_DEVICE, self._check_health, None)
+        if self._telemetry is not None:
+            self._next_sample_s = 0.0
+        self._began_s = self._clock.monotonic()
+
+    def _submit(self, _now: float, fact: Fact) -> Fact:
+        self._to_submit -= 1
+        return fact
+
+    def _done(self) -> bool:
+        distributor = self._distributor
+        if self._to_submit or distributor.open_tasks or not self._inbox.empty():
+            return False
+        return not any(device.running for device in distributor.pool.devices)
+
+    def _run_s(self) -> float:
+        """Seconds on the run's clock. Never behind what has been processed."""
+        return max(self.now, (self._clock.monotonic() - self._began_s) * self._pace)
+
+    def _patience_s(self) -> float:
+        due_s = self._heap[0][0] if self._heap else FOREVER
+        if not self._exact:  # readings of simulated devices are taken at their own time, whenever that is
+            due_s = min(due_s, self._next_sample_s)
+        return max(0.0, min(self._interval_s, (due_s - self._run_s()) / self._pace))
+
+    # --- looking --------------------------------------------------------------------------------------------------
+
+    def _posted(self, first: Fact | None) -> list[Fact]:
+        inbox = self._inbox
+        facts = [] if first is None else [first]
+        facts.extend(self._own)  # by poll()
+        self._own.clear()
+        while not inbox.empty():
+            fact = inbox.get_nowait()
+            if fact is not None:
+                facts.append(fact)
+        return facts
+
+    def _look(self, first: Fact | None) -> None:
+        """Real devices: one `now` for all that has happened since the last look."""
+        self.now = now = self._run_s()
+        self._poll(now)
+        heap = self._heap
+        batch: list[tuple[int, int, Due | None, Any]] = []
+        while heap and heap[0][0] <= now:
+            _, rank, _, due, arg = heappop(heap)
+            batch.append((rank, len(batch), due, arg))
+        for fact in self._posted(first):
+            batch.append((RANKS[type(fact)], len(batch), None, fact))
+        if len(batch) > 1:
+            batch.sort()  # by (rank, position): positions are unique, so the comparison ends there
+        for _, _, what, arg in batch:
+            self._take(now, what, arg)
+        if batch:
+            self._decide(now)
+        if now >= self._next_sample_s and self._telemetry is not None:
+            self._telemetry.sample(now)
+            self._next_sample_s = (now // self._telemetry.interval_s + 1) * self._telemetry.interval_s
+
+    def _look_exactly(self, first: Fact | None, until_done: bool) -> None:
+        """Simulated devices: each planned instant at its own time, then what others posted, now."""
+        heap, wall_s = self._heap, self._run_s()
+        while heap and heap[0][0] <= wall_s:
+            now = max(self.now, heap[0][0])
+            self._sample_before(now)
+            self.now = now
+            while heap and heap[0][0] <= now:
+                _, _, _, due, arg = heappop(heap)
+                self._take(now, due, arg)
+                if until_done and self._done():
+                    return
+            self._decide(now)
+        self._sample_before(wall_s)
+        posted = self._posted(first)
+        if posted:
+            self.now = wall_s
+            posted.sort(key=lambda fact: RANKS[type(fact)])
+            for fact in posted:
+                self._apply(wall_s, fact)
+            self._decide(wall_s)
+
+    def _sample_before(self, time_s: float) -> None:
+        telemetry = self._telemetry
+        while telemetry is not None and self._next_sample_s < time_s:
+            telemetry.sample(self._next_sample_s)
+            self._samples += 1
+            self._next_sample_s = self._samples * telemetry.interval_s
+
+    # --- applying -------------------------------------------------------------------------------------------------
+
+    def _take(self, now: float, due: Due | None, arg: Any) -> None:
+        """Apply what was planned (due) or posted (no due: `arg` is the fact)."""
+        fact: Fact | None = arg if due is None else due(now, arg)
+        if fact is not None:
+            self._apply(now, fact)
+        elif self._own:
+            self._apply_own(now)
+
+    def _apply(self, now: float, fact: Fact) -> None:
+        if self._log is not None:
+            self._log.fact(now, fact)
+        actions = self._distributor.on_event(now, fact)
+        if actions:
+            self._perform(now, actions)
+        if type(fact) is DeviceReturned:
+            self.post_at(now, RANK_DEVICE, self._check_device, fact.gpu_id)
+        if self._own:
+            self._apply_own(now)
+
+    def _apply_own(self, now: float) -> None:
+        while self._own:
+            self._apply(now, self._own.popleft())
+
+    def _decide(self, now: float) -> None:
+        actions = self._distributor.dispatch(now)
+        if actions:
+            self._perform(now, actions)
+            if self._own:
+                self._apply_own(now)
+        self._flush()
+
+    def _perform(self, now: float, actions: Sequence[Action]) -> None:
+        log, backend = self._log, self._backend
+        for action in actions:
+            if log is not None:
+                log.action(now, action)
+            if type(action) is Attempt:
+                self._hopeless = 0
+                backend.start(now, action)
+            elif type(action) is SetTimer:
+                self.post_at(action.time_s, RANK_TIMER, _fire, action.timeout_s)
+            else:
+                backend.stop(now, action.attempt, action.reason)  # type: ignore[union-attr]
+
+    # --- health ---------------------------------------------------------------------------------------------------
+
+    def _check_health(self, now: float, _: None) -> Fact | None:
+        for device in self._distributor.pool.devices:
+            if not device.lost:
+                self._apply(now, self._reading(now, device.gpu_id))
+        self.post_at(now + self._check_interval_s, RANK_DEVICE, self._check_health, None)
+        return self._despair()
+
+    def _check_device(self, now: float, gpu_id: int) -> Fact:
+        return self._reading(now, gpu_id)
+
+    def _reading(self, now: float, gpu_id: int) -> Fact:
+        sample = self._backend.sample(now, gpu_id)
+        return DeviceLost(gpu_id, "no longer answers") if sample is None else DeviceSampled(gpu_id, sample)
+
+    def _despair(self) -> Fact | None:
+        """Tasks wait, nothing runs, nothing else is planned: after enough checks like this, say so."""
+        devices = self._distributor.pool.devices
+        stuck = self._distributor.open_tasks and len(self._heap) == 1 and not any(d.running for d in devices)
+        self._hopeless = self._hopeless + 1 if stuck else 0
+        if self._hopeless < HOPELESS_CHECKS:
+            return None
+        self._hopeless = 0
+        states = ", ".join(f"GPU {device.gpu_id} {device.reason or device.state}" for device in devices[:4])
+        more = f" and {len(devices) - 4} more" if len(devices) > 4 else ""
+        why = f"no usable GPU in {HOPELESS_CHECKS} health checks, and nothing left that could change it"
+        return HopeLost(f"{why}: {states}{more}")
+
+
+def _nothing(*_: object) -> None:
+    """For backends without poll or flush."""
+
+
+def _as_planned(_now: float, fact: Fact) -> Fact:
+    return fact
+
+
+def _fire(_now: float, timeout_s: float) -> Fact:
+    return TimerFired(timeout_s)

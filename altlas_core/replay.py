@@ -1,0 +1,117 @@
+"""Feed a recorded event log to a fresh state machine and see whether it decides the same again.
+
+Works on the log of a real run too: the facts are what the hardware did, the decisions follow from them alone. Facts of
+one time belong to one instant; the distributor decided when the time moved on, or where the log shows a decision.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from altlas_core.config import load_config
+from altlas_core.distributor import Distributor
+from altlas_core.errors import AltlasError, StateError
+from altlas_core.event_log import FORMAT_VERSION, action_line, read_fact
+from altlas_core.events import Action, TaskSubmitted
+from altlas_core.intake import make_task
+from altlas_core.model import Demand, DeviceSpec
+
+
+@dataclass(slots=True, frozen=True)
+class Replay:
+    """`decisions` were compared; `difference` is None if all were the same, else the first that was not, in words."""
+
+    facts: int
+    decisions: int
+    difference: str | None
+    distributor: Distributor
+
+    @property
+    def same(self) -> bool:
+        return self.difference is None
+
+
+def replay(lines: Iterable[str]) -> Replay:
+    """Replay a log given as JSON lines, header first. Raises AltlasError if it is no event log of this format.
+
+    User strategies named in the log must be registered.
+    """
+    return _Replayer(iter(lines)).play()
+
+
+class _Replayer:
+    def __init__(self, lines: Any) -> None:
+        header = _parse(next(lines, ""), 1)
+        if header.get("format") != FORMAT_VERSION or "devices" not in header:
+            raise AltlasError(f"line 1: not the header of an event log of format {FORMAT_VERSION}")
+        settings = load_config(None, header["settings"], environ={})
+        devices = [DeviceSpec(**device) for device in header["devices"]]
+        self.distributor = Distributor(settings.gpu, devices, header["seed"])
+        self.lines = lines
+        self.expected: deque[str] = deque()  # what the fresh machine decided and the log has still to show
+        self.demands: dict[tuple[Any, ...], Demand] = {}
+        self.now = 0.0
+        self.decided = True  # nothing new since the last decision
+
+    def play(self) -> Replay:
+        facts = decisions = 0
+        for number, line in enumerate(self.lines, start=2):
+            record = _parse(line, number)
+            if "action" in record:
+                decisions += 1
+                difference = self._check(line, number, record)
+            else:
+                facts += 1
+                difference = self._apply(number, record)
+            if difference is not None:
+                return Replay(facts, decisions, difference, self.distributor)
+        return Replay(facts, decisions, self._settle("the end of the log"), self.distributor)
+
+    def _apply(self, number: int, record: dict[str, Any]) -> str | None:
+        if record["t"] != self.now or self.expected:
+            difference = self._settle(f"line {number}")
+            if difference is not None:
+                return difference
+        self.now = record["t"]
+        fact = TaskSubmitted(make_task(record, self.demands)) if record["fact"] == "TaskSubmitted" else read_fact(record)
+        try:
+            self._expect(self.distributor.on_event(self.now, fact))
+        except StateError as error:
+            return f"line {number}: {error}"
+        self.decided = False
+        return None
+
+    def _check(self, line: str, number: int, record: dict[str, Any]) -> str | None:
+        if not self.expected:
+            self._decide()
+        mine = self.expected.popleft() if self.expected else "nothing"
+        if mine == line.strip():
+            return None
+        return f"line {number}: the log has {line.strip()}, the fresh machine decided {mine}"
+
+    def _settle(self, where: str) -> str | None:
+        """The instant is over: decide if that is still to be done; the log must have shown all of it."""
+        if not self.decided:
+            self._decide()
+        return f"{where}: the fresh machine also decided {self.expected[0]}" if self.expected else None
+
+    def _decide(self) -> None:
+        self.decided = True
+        self._expect(self.distributor.dispatch(self.now))
+
+    def _expect(self, actions: Iterable[Action]) -> None:
+        self.expected.extend(action_line(self.now, action) for action in actions)
+
+
+def _parse(line: str, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise AltlasError(f"line {number}: not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise AltlasError(f"line {number}: an object is needed, not {line.strip()[:60]!r}")
+    return record

@@ -21,6 +21,9 @@ from altlas_core.intake import make_task
 from altlas_core.model import Demand, DeviceSpec
 
 
+NOT_A_LOG = (KeyError, TypeError, ValueError, IndexError, AttributeError)  # what reading garbage as a log runs into
+
+
 @dataclass(slots=True, frozen=True)
 class Replay:
     """`decisions` were compared; `difference` is None if all were the same, else the first that was not, in words."""
@@ -46,11 +49,16 @@ def replay(lines: Iterable[str]) -> Replay:
 class _Replayer:
     def __init__(self, lines: Any) -> None:
         header = _parse(next(lines, ""), 1)
-        if header.get("format") != FORMAT_VERSION or "devices" not in header:
-            raise AltlasError(f"line 1: not the header of an event log of format {FORMAT_VERSION}")
-        settings = load_config(None, header["settings"], environ={})
-        devices = [DeviceSpec(**device) for device in header["devices"]]
-        self.distributor = Distributor(settings.gpu, devices, header["seed"])
+        try:
+            if header["format"] != FORMAT_VERSION:
+                raise ValueError(header["format"])
+            settings = load_config(None, header["settings"], environ={})
+            devices = [DeviceSpec(**device) for device in header["devices"]]
+            self.distributor = Distributor(settings.gpu, devices, header["seed"])
+        except NOT_A_LOG as error:
+            raise AltlasError(
+                f"line 1: not the header of an event log of format {FORMAT_VERSION} ({type(error).__name__}: {error})"
+            ) from None
         self.lines = lines
         self.expected: deque[str] = deque()  # what the fresh machine decided and the log has still to show
         self.demands: dict[tuple[Any, ...], Demand] = {}
@@ -61,12 +69,15 @@ class _Replayer:
         facts = decisions = 0
         for number, line in enumerate(self.lines, start=2):
             record = _parse(line, number)
-            if "action" in record:
-                decisions += 1
-                difference = self._check(line, number, record)
-            else:
-                facts += 1
-                difference = self._apply(number, record)
+            try:
+                if "action" in record:
+                    decisions += 1
+                    difference = self._check(line, number)
+                else:
+                    facts += 1
+                    difference = self._apply(number, record)
+            except NOT_A_LOG as error:
+                raise AltlasError(f"line {number}: not a line of an event log ({type(error).__name__}: {error})") from None
             if difference is not None:
                 return Replay(facts, decisions, difference, self.distributor)
         return Replay(facts, decisions, self._settle("the end of the log"), self.distributor)
@@ -85,7 +96,7 @@ class _Replayer:
         self.decided = False
         return None
 
-    def _check(self, line: str, number: int, record: dict[str, Any]) -> str | None:
+    def _check(self, line: str, number: int) -> str | None:
         if not self.expected:
             self._decide()
         mine = self.expected.popleft() if self.expected else "nothing"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from altlas_core.config import Settings
 from altlas_core.event_log import EventLog
+from altlas_core.events import AttemptFailed, AttemptFinished, AttemptStopped, DeviceLost, WorkerCrashed
 from altlas_core.kinds import KINDS
 from altlas_core.model import CANCELLED, COMPLETED, FAILED, FINAL_STATES, GIB, Attempt, Check, Device, DeviceSpec, Task
 from altlas_core.telemetry import Telemetry
@@ -199,7 +200,7 @@ def _invariants(result: Result) -> Iterator[Check]:
         "submitted <= started <= finished for every task",
         f"{len(backwards)} out of order" + (f": {', '.join(backwards[:3])}" if backwards else ""),
     )
-    slots, memory = _peaks(result.log.attempts(), len(result.pool))
+    slots, memory = _peaks(result.log, len(result.pool))
     limit = result.settings.gpu.workload.max_concurrent_tasks_per_gpu
     yield Check(
         "slots per GPU are never exceeded",
@@ -217,17 +218,33 @@ def _invariants(result: Result) -> Iterator[Check]:
     )
 
 
-def _peaks(attempts: Sequence[Attempt], gpus: int) -> tuple[list[int], list[int]]:
-    """The most slots, and bytes, held at one time on each GPU."""
-    changes: list[tuple[float, int, int, int, int]] = []
-    for attempt in attempts:
-        end = float("inf") if attempt.ended_s is None else attempt.ended_s
-        changes.append((attempt.started_s, 1, attempt.gpu_id, 1, attempt.task.memory_bytes))
-        changes.append((end, 0 if end > attempt.started_s else 2, attempt.gpu_id, -1, -attempt.task.memory_bytes))
+def _peaks(log: EventLog, gpus: int) -> tuple[list[int], list[int]]:
+    """The most attempts, and bytes, held at one time on each GPU, counted along the log (tasks may take no time)."""
+    held: dict[int, Attempt] = {}
     slots, memory, most_slots, most_memory = [0] * gpus, [0] * gpus, [0] * gpus, [0] * gpus
-    for _, _, gpu_id, slot, size in sorted(changes):
-        slots[gpu_id] += slot
-        memory[gpu_id] += size
-        most_slots[gpu_id] = max(most_slots[gpu_id], slots[gpu_id])
-        most_memory[gpu_id] = max(most_memory[gpu_id], memory[gpu_id])
+
+    def end(index: int) -> None:
+        attempt = held.pop(index, None)
+        if attempt is not None:
+            slots[attempt.gpu_id] -= 1
+            memory[attempt.gpu_id] -= attempt.task.memory_bytes
+
+    for entry in log.entries:
+        if isinstance(entry, Attempt):
+            gpu_id = entry.gpu_id
+            held[entry.task.index] = entry
+            slots[gpu_id] += 1
+            memory[gpu_id] += entry.task.memory_bytes
+            most_slots[gpu_id] = max(most_slots[gpu_id], slots[gpu_id])
+            most_memory[gpu_id] = max(most_memory[gpu_id], memory[gpu_id])
+        elif isinstance(entry, AttemptFinished | AttemptFailed | AttemptStopped):
+            if entry.task_index in held and held[entry.task_index].number == entry.attempt:
+                end(entry.task_index)
+        elif isinstance(entry, WorkerCrashed):
+            for index, number in entry.attempts:
+                if index in held and held[index].number == number:
+                    end(index)
+        elif isinstance(entry, DeviceLost):
+            for index in [index for index, attempt in held.items() if attempt.gpu_id == entry.gpu_id]:
+                end(index)
     return most_slots, most_memory

@@ -1,0 +1,1 @@
+"""Runs the scenarios' notebooks and turns them into pages, results.json and junit.xml: reports/<run>/."""

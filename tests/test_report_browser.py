@@ -1,0 +1,139 @@
+"""Report pages in a real browser with the network cut: every figure is drawn, nothing is asked for, nothing fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BAD, GOOD, figure_cell, result_cell, write_notebook
+
+from altlas_core.backends.discover import discover
+from altlas_core.config import load_config
+from altlas_core.report.notebooks import find_notebooks
+from altlas_core.report.suite import run_suite
+
+pytestmark = [pytest.mark.browser, pytest.mark.notebooks]
+
+TABLE = "import pandas as pd\npd.DataFrame({f'column {i}': [i * 1000.5, 'text that is long'] for i in range(20)})"
+WEBGL = (
+    "from IPython.display import display\ndisplay({'application/vnd.plotly.v1+json': {'data': "
+    "[{'type': 'scattergl', 'mode': 'markers', 'y': list(range(1000))}], 'layout': {}}}, raw=True)"
+)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("browser")
+    write_notebook(
+        base / "nb", 1, "alpha", figure_cell(), TABLE, figure_cell("Second", height=500), WEBGL, result_cell("alpha")
+    )
+    write_notebook(base / "nb", 2, "beta", figure_cell(), result_cell("beta", [GOOD, BAD]), "1/0")
+    settings = load_config(None, {"gpu.backend": "simulated"}, environ={})
+    notebooks = list(find_notebooks(base / "nb").values())
+    return run_suite(settings, discover(settings), notebooks, base / "reports").folder
+
+
+class Visit:
+    """A page opened from disk, and everything it complained about or asked the network for."""
+
+    def __init__(self, browser: Any, width: int = 1400, scheme: str = "light") -> None:
+        self.context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, reduced_motion="reduce"
+        )
+        self.page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.page.on("console", lambda m: m.type == "error" and self.complaints.append(m.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("requestfailed", lambda request: self.complaints.append(f"failed {request.url}"))
+        self.page.on("request", self._note)
+
+    def _note(self, request: Any) -> None:
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            self.complaints.append(f"asked for {request.url}")
+
+    def open(self, path: Path) -> Any:
+        self.page.goto(path.as_uri())
+        if self.page.locator(".figure").count():
+            self.page.wait_for_selector("html[data-figures=drawn]")
+        return self.page
+
+
+@pytest.fixture
+def visit(chromium: Any) -> Iterator[Any]:
+    visits: list[Visit] = []
+
+    def start(**options: Any) -> Visit:
+        visits.append(Visit(chromium, **options))
+        return visits[-1]
+
+    yield start
+    for made in visits:
+        made.context.close()
+
+
+@pytest.mark.parametrize(("name", "figures"), [("index", 0), ("alpha", 3), ("beta", 1)])
+def test_every_figure_is_drawn_and_nothing_complains(report: Path, visit: Any, name: str, figures: int) -> None:
+    opened = visit()
+    page = opened.open(report / f"{name}.html")
+    drawn = page.eval_on_selector_all(
+        ".figure", "all => all.map(f => [f.querySelectorAll('.main-svg').length, f._fullData.length])"
+    )
+    assert len(drawn) == figures
+    assert all(svgs > 0 and traces > 0 for svgs, traces in drawn)
+    assert opened.complaints == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (900, "dark"), (420, "light")])
+def test_pages_fit_every_width(report: Path, visit: Any, width: int, scheme: str) -> None:
+    opened = visit(width=width, scheme=scheme)
+    for path in sorted(report.glob("*.html")):
+        page = opened.open(path)
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), path.name
+        for box in page.eval_on_selector_all(
+            ".figure .main-svg", "all => all.map(f => [f.getBoundingClientRect().right, innerWidth])"
+        ):
+            assert box[0] <= box[1]
+
+
+def test_figures_follow_a_change_to_dark(report: Path, visit: Any) -> None:
+    page = visit().open(report / "alpha.html")
+    colour = "document.querySelector('.figure')._fullLayout.font.color"
+    light = page.evaluate(colour)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(f"{colour} !== '{light}'")
+
+
+def test_print_is_light_whatever_the_screen_is(report: Path, visit: Any) -> None:
+    page = visit(scheme="dark").open(report / "beta.html")
+    page.emulate_media(media="print")
+    background = page.eval_on_selector("html", "e => getComputedStyle(e).backgroundColor")
+    tint = page.eval_on_selector(".verdict", "e => getComputedStyle(e).backgroundColor")
+    assert background == "rgb(255, 255, 255)"
+    assert min(map(int, tint.removeprefix("rgb(").removesuffix(")").split(","))) > 200
+
+
+def test_a_figure_that_cannot_be_drawn_says_so_and_the_others_stand(report: Path, visit: Any, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(report, copy)
+    page_text = (copy / "alpha.html").read_text()
+    (copy / "alpha.html").write_text(
+        page_text.replace('<script type="application/json">{', '<script type="application/json">{{', 1)
+    )
+    page = visit().open(copy / "alpha.html")
+    assert page.locator(".undrawn").count() == 1
+    assert "could not be drawn" in page.locator(".undrawn").inner_text()
+    assert page.locator(".figure:has(.main-svg)").count() == 2
+
+
+def test_the_page_reads_in_order_for_a_screen_reader(report: Path, visit: Any) -> None:
+    page = visit().open(report / "beta.html")
+    levels = page.eval_on_selector_all("h1, h2, h3, h4", "all => all.map(h => Number(h.tagName[1]))")
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(later - earlier <= 1 for earlier, later in pairwise(levels))
+    assert page.eval_on_selector_all(".figure", "all => all.every(f => f.getAttribute('aria-label'))")

@@ -6,9 +6,9 @@ then asks `dispatch` once for what to start. Same facts at the same times, same 
 The rules:
 - Order: effective priority, then first come first served (task_queue.py says how waiting lifts a task).
 - A task that fits nowhere now is stepped over: later ones that fit may start. Once it has waited a full
-  `priority_aging` it holds the GPU nearest to having room: nothing else starts there until it has. So it neither blocks
-  small tasks (one GPU at most is held, and only by one task) nor is starved (that GPU can only empty, each of its tasks
-  within its timeout).
+  `priority_aging` and its turn comes again, it holds the GPU nearest to having room: nothing else starts there until it
+  has. So it neither blocks small tasks (one GPU at most is held, and only by one task) nor is starved (that GPU can
+  only empty, each of its tasks within its timeout).
 - A reservation lasts until the backend confirms the end of the attempt, or the device is lost; a task that timed out or
   was cancelled has its final state at once, whatever still arrives for it.
 - A task whose worker crashed twice makes its third attempt alone on a GPU, so no neighbour can cost it that one.
@@ -68,7 +68,8 @@ class Distributor:
     """Queue, attempts, timeouts, retries and cancelling over a pool.
 
     `open_tasks` counts accepted tasks that are not final; `stale` counts facts that came too late, by their name.
-    `handlers` is on_event by type of fact.
+    `handlers` is on_event by type of fact. With no GPU open or nobody waiting `dispatch` decides nothing, unless the
+    queue is `bounded`.
     """
 
     def __init__(self, settings: GpuSettings, devices: Sequence[DeviceSpec], seed: int) -> None:
@@ -78,9 +79,11 @@ class Distributor:
         self.open_tasks = 0
         self.stale: Counter[str] = Counter()
         self._max_queue = settings.workload.max_queue
+        self.bounded = self._max_queue > 0
         self._arrived: list[Task] = []  # of this instant; only kept where the queue is bounded
         self._needs: dict[Demand, Need] = {}
         self._solo_needs: dict[Demand, Need] = {}
+        self._purge_at = MAX_IDLE_NEEDS
         self._deadlines: dict[float, deque[Attempt]] = {}  # by timeout: starts come in order, so deadlines do too
         self._holder: tuple[Task, Device] | None = None
         self.handlers: dict[type, Callable[[float, Any], Sequence[Action]]] = {
@@ -99,7 +102,10 @@ class Distributor:
 
     def on_event(self, now: float, fact: Fact) -> Sequence[Action]:
         """Apply a fact; return what must be done at once. Raises StateError, and changes nothing, if it cannot be."""
-        return self.handlers[type(fact)](now, fact)
+        handler = self.handlers.get(type(fact))
+        if handler is None:
+            raise StateError(f"{fact!r} is no fact; facts are {', '.join(kind.__name__ for kind in self.handlers)}")
+        return handler(now, fact)
 
     # --- decisions ------------------------------------------------------------------------------------------------
 
@@ -115,14 +121,16 @@ class Distributor:
             if lane is None:
                 break
             need = lane.need
-            closed = 0 if self._holder is None else self._closed_to(lane)
-            device = pool.place(lane.tasks[0], need, closed)
+            task = lane.tasks[0]
+            device = pool.place(task, need, self._closed_to(lane) if self._holder is not None else 0)
             if device is None:
                 aside.append(queue.set_aside(lane))
-                if self._holder is None and now - lane.tasks[0].submitted_s >= queue.aging_s:
-                    self._hold(lane.tasks[0], need)
+                if self._holder is None and now - task.submitted_s >= queue.aging_s:
+                    self._hold(task, need)
                 continue
-            task = queue.pop(lane)
+            queue.pop(lane)
+            if self._holder is not None and self._holder[0] is task:
+                self._holder = None
             task.attempts = number = task.attempts + 1
             task.gpu_id = gpu_id = device.gpu_id
             task.attempt = attempt = Attempt(task, number, gpu_id, now, need.solo)
@@ -130,10 +138,11 @@ class Distributor:
             task.started_s = now
             pool.reserve(device, attempt)
             actions.append(attempt)
-            due = self._deadlines.get(task.timeout_s)
+            timeout_s = task.timeout_s
+            due = self._deadlines.get(timeout_s)
             if due is None:
-                self._deadlines[task.timeout_s] = deque((attempt,))
-                actions.append(SetTimer(now + task.timeout_s, task.timeout_s))
+                self._deadlines[timeout_s] = deque((attempt,))
+                actions.append(SetTimer(now + timeout_s, timeout_s))
             else:
                 due.append(attempt)
                 if due[0].ended_s is not None:
@@ -153,14 +162,15 @@ class Distributor:
     def _closed_to(self, lane: Lane) -> int:
         """The mask of the GPU held for somebody else than this lane.
 
-        A hold ends with its task's waiting or its GPU's health.
+        A hold ends with its task's waiting, or when its GPU can no longer come to have the room.
         """
         assert self._holder is not None
         task, device = self._holder
-        if task.state != QUEUED or not device.healthy:
+        need = self._need(task)
+        if task.state != QUEUED or not self.pool.could_hold(device, need):
             self._holder = None
             return 0
-        return 0 if lane.level == task.level and lane.need is self._need(task) else device.bit
+        return 0 if lane.level == task.level and lane.need is need else device.bit
 
     def _refuse_excess(self, now: float) -> tuple[Action, ...]:
         """A bounded queue: of the tasks that arrived this instant the latest are refused until it is short enough."""
@@ -180,9 +190,10 @@ class Distributor:
         demand = task.demand
         need = needs.get(demand)
         if need is None:
-            if len(needs) >= MAX_IDLE_NEEDS:
+            if len(needs) >= self._purge_at:
                 for known in [known for known, need in needs.items() if need.idle]:
                     del needs[known]
+                self._purge_at = max(MAX_IDLE_NEEDS, 2 * len(needs))  # a purge pays for itself
             need = needs[demand] = Need(demand.memory_bytes, demand.pin, demand.strategy, solo)
             need.allowed = self.pool.allowed(need)
         return need
@@ -192,9 +203,10 @@ class Distributor:
 
     def _on_submitted(self, now: float, fact: TaskSubmitted) -> Sequence[Action]:
         task = fact.task
-        if task.index in self.tasks:
-            raise StateError(f"{task.task_id} was submitted before: {story(self.tasks[task.index])}")
-        self.tasks[task.index] = task
+        tasks, index = self.tasks, task.index
+        if index in tasks:
+            raise StateError(f"{task.task_id} was submitted before: {story(tasks[index])}")
+        tasks[index] = task
         self.open_tasks += 1
         task.submitted_s = now
         need = self._needs.get(task.demand) or self._need(task)
@@ -261,13 +273,17 @@ class Distributor:
 
     # --- attempts -------------------------------------------------------------------------------------------------
 
+    def _known_task(self, fact: Fact, index: int, number: int) -> Task:
+        """The task a fact is about. Raises StateError if it, or this attempt of it, never was."""
+        task = self.tasks.get(index)
+        if task is None or not 1 <= number <= task.attempts:
+            known = "it was never submitted" if task is None else story(task)
+            raise StateError(f"{type(fact).__name__} for attempt {number} of task-{index:06d}: {known}")
+        return task
+
     def _current(self, fact: AttemptFinished | AttemptFailed | AttemptStopped) -> Attempt | None:
         """The attempt a fact is about, or None if it came too late. Raises StateError if there never was one."""
-        task = self.tasks.get(fact.task_index)
-        if task is None or fact.attempt > task.attempts or fact.attempt < 1:
-            known = "it was never submitted" if task is None else story(task)
-            raise StateError(f"{type(fact).__name__} for attempt {fact.attempt} of task-{fact.task_index:06d}: {known}")
-        attempt = task.attempt
+        attempt = self._known_task(fact, fact.task_index, fact.attempt).attempt
         if attempt is None or attempt.number != fact.attempt or attempt.ended_s is not None:
             self.stale[type(fact).__name__] += 1
             return None
@@ -280,7 +296,7 @@ class Distributor:
 
     def _on_finished(self, now: float, fact: AttemptFinished) -> Sequence[Action]:
         task = self.tasks.get(fact.task_index)
-        attempt = task.attempt if task is not None else None
+        attempt = None if task is None else task.attempt
         if task is None or attempt is None or attempt.number != fact.attempt or attempt.ended_s is not None:
             self._current(fact)  # says what is wrong with it
             return _NO_ACTIONS
@@ -305,6 +321,7 @@ class Distributor:
         attempt.iterations = fact.iterations
         self._end_attempt(now, attempt, fact.error_code)
         if attempt.stopping:
+            self.stale["late result"] += 1
             return _NO_ACTIONS
         task = attempt.task
         task.failures += 1
@@ -326,10 +343,13 @@ class Distributor:
         return _NO_ACTIONS
 
     def _on_crash(self, now: float, fact: WorkerCrashed) -> Sequence[Action]:
+        self._device(fact.gpu_id, "WorkerCrashed")
         for index, number in fact.attempts:
-            task = self.tasks.get(index)
-            attempt = task.attempt if task is not None else None
-            if task is None or attempt is None or attempt.number != number or attempt.ended_s is not None:
+            self._known_task(fact, index, number)
+        for index, number in fact.attempts:
+            task = self.tasks[index]
+            attempt = task.attempt
+            if attempt is None or attempt.number != number or attempt.ended_s is not None:
                 self.stale["WorkerCrashed"] += 1
                 continue
             self._end_attempt(now, attempt, "worker_crashed" if fact.blamed else "worker_replaced")

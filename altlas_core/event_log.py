@@ -10,6 +10,8 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from itertools import islice
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from altlas_core.errors import AltlasError
@@ -56,23 +58,19 @@ class EventLog:
     def lines(self) -> Iterator[str]:
         """The log as JSON lines, each with its line end."""
         yield json.dumps({"format": FORMAT_VERSION, **self.header}, separators=(",", ":")) + "\n"
-        now = 0.0
+        now = "0.0"
         for entry in self.entries:
-            if isinstance(entry, float):
-                now = entry
+            if isinstance(entry, float | int):
+                now = repr(entry)
             else:
-                yield f'{{"t":{now!r},{_WRITERS[type(entry)](entry)}}}\n'
+                yield f'{{"t":{now},{_WRITERS[type(entry)](entry)}}}\n'
 
     def sha256(self) -> str:
         """SHA-256 of the log's bytes."""
         digest = hashlib.sha256()
-        chunk: list[str] = []
-        for line in self.lines():
-            chunk.append(line)
-            if len(chunk) == 4096:
-                digest.update("".join(chunk).encode())
-                chunk.clear()
-        digest.update("".join(chunk).encode())
+        lines = self.lines()
+        while chunk := "".join(islice(lines, 4096)):
+            digest.update(chunk.encode())
         return digest.hexdigest()
 
     def attempts(self) -> list[Attempt]:
@@ -81,7 +79,7 @@ class EventLog:
 
 
 def _text(value: str | None) -> str:
-    return json.dumps(value)
+    return "null" if value is None else encode_basestring_ascii(value)
 
 
 def _number(value: float | int | None) -> str:
@@ -106,7 +104,10 @@ def _started(attempt: Attempt) -> str:
 
 def _finished(fact: AttemptFinished) -> str:
     detail = "" if fact.detail is None else f',"detail":{json.dumps(fact.detail, sort_keys=True)}'
-    return f'"fact":"AttemptFinished","task":{fact.task_index},"attempt":{fact.attempt},"iterations":{fact.iterations!r}{detail}'
+    return (
+        f'"fact":"AttemptFinished","task":{fact.task_index},"attempt":{fact.attempt},'
+        f'"iterations":{fact.iterations!r}{detail}'
+    )
 
 
 def _failed(fact: AttemptFailed) -> str:
@@ -119,7 +120,10 @@ def _failed(fact: AttemptFailed) -> str:
 def _crashed(fact: WorkerCrashed) -> str:
     attempts = json.dumps([list(pair) for pair in fact.attempts], separators=(",", ":"))
     blamed = "true" if fact.blamed else "false"
-    return f'"fact":"WorkerCrashed","gpu_id":{fact.gpu_id},"attempts":{attempts},"error":{_text(fact.error)},"blamed":{blamed}'
+    return (
+        f'"fact":"WorkerCrashed","gpu_id":{fact.gpu_id},"attempts":{attempts},"error":{_text(fact.error)},'
+        f'"blamed":{blamed}'
+    )
 
 
 _WRITERS: dict[type, Callable[[Any], str]] = {
@@ -132,7 +136,8 @@ _WRITERS: dict[type, Callable[[Any], str]] = {
     ),
     WorkerCrashed: _crashed,
     DeviceSampled: lambda fact: (
-        f'"fact":"DeviceSampled","gpu_id":{fact.gpu_id},"sample":{json.dumps(asdict(fact.sample), separators=(",", ":"))}'
+        f'"fact":"DeviceSampled","gpu_id":{fact.gpu_id},'
+        f'"sample":{json.dumps(asdict(fact.sample), separators=(",", ":"))}'
     ),
     DeviceLost: lambda fact: f'"fact":"DeviceLost","gpu_id":{fact.gpu_id},"reason":{_text(fact.reason)}',
     DeviceReturned: lambda fact: f'"fact":"DeviceReturned","gpu_id":{fact.gpu_id}',

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from altlas_core.backends import warm
 from altlas_core.backends.discover import discover
 from altlas_core.backends.simulated import SimulatedBackend
 from altlas_core.config import Settings, load_config
 from altlas_core.distributor import Distributor
 from altlas_core.drivers.virtual import VirtualDriver
-from altlas_core.errors import WorkloadError
+from altlas_core.errors import DeviceError, WorkloadError
 from altlas_core.event_log import EventLog
 from altlas_core.events import RANK_CANCEL, RANK_DEVICE, RANK_SUBMIT, CancelRequested, TaskSubmitted
 from altlas_core.faults import Fault, check_gpu_ids
@@ -64,7 +65,9 @@ def _run(
     seed = settings.seed if seed is None else seed
     specs = tuple(discover(settings).devices if devices is None else devices)
     simulated = all(spec.simulated for spec in specs)
-    requests = workload.tasks(settings.gpu.workload.batch_size)
+    requests: Sequence[TaskSpec] = workload.tasks(settings.gpu.workload.batch_size)
+    if not specs:
+        raise DeviceError("devices: none were given; at least one is needed")
     faults = _checked(faults, specs)
     if not simulated:
         settings, requests, faults = _scaled(settings, requests, faults)
@@ -96,10 +99,8 @@ def _run(
 def _backend(settings: Settings, specs: Sequence[DeviceSpec], seed: int) -> Backend:
     if specs[0].simulated:
         return SimulatedBackend(specs, settings.gpu.detection.max_temperature)
-    from altlas_core.backends.torch_backend import TorchBackend
-
     workload = settings.gpu.workload
-    return TorchBackend(specs, workload.max_concurrent_tasks_per_gpu, seed, workload.kill_grace)
+    return warm.torch_backend(specs, workload.max_concurrent_tasks_per_gpu, seed, workload.kill_grace)
 
 
 def _run_in_real_time(
@@ -128,7 +129,7 @@ def _run_in_real_time(
     plan += [(t.spec.cancel_s, RANK_CANCEL, CancelRequested(t.index)) for t in tasks if t.spec.cancel_s is not None]
     for fault in faults:
         driver.post_at(fault.time_s, RANK_DEVICE, backend.inject, fault)
-    return driver.run(plan)
+    return driver.run(plan, close=not warm.is_kept(backend))
 
 
 def _checked(faults: Sequence[Fault], specs: Sequence[DeviceSpec]) -> Sequence[Fault]:
@@ -137,8 +138,8 @@ def _checked(faults: Sequence[Fault], specs: Sequence[DeviceSpec]) -> Sequence[F
     for fault in faults:
         if not specs[fault.gpu_id].simulated and fault.kind not in REAL_FAULTS:
             raise WorkloadError(
-                f"fault {fault.kind} at {fault.time_s:g} s: GPU {fault.gpu_id} is a real device, whose readings cannot be "
-                f"made up; allowed there: {', '.join(REAL_FAULTS)}"
+                f"fault {fault.kind} at {fault.time_s:g} s: GPU {fault.gpu_id} is a real device, whose readings "
+                f"cannot be made up; allowed there: {', '.join(REAL_FAULTS)}"
             )
     returns = [Fault(f.end_s, f.gpu_id, "return_gpu") for f in faults if f.kind == "lose_gpu" and f.end_s is not None]
     return [*faults, *returns]

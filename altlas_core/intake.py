@@ -17,7 +17,8 @@ def make_tasks(specs: Iterable[TaskSpec], settings: GpuSettings, device_count: i
 
     Raises WorkloadError for a pin to a GPU that is not there, StrategyError for a strategy that may not be used.
     """
-    workload, selection = settings.workload, settings.selection
+    selection = settings.selection
+    default_timeout_s, default_retries = settings.workload.timeout, settings.workload.retry_count
     allowed = selection.strategies
     default = check_strategy(selection.default_strategy, allowed, "gpu.selection.default_strategy")
     demands: dict[tuple[int | None, int | None, str | None, str, int, int, int], Demand] = {}
@@ -41,8 +42,8 @@ def make_tasks(specs: Iterable[TaskSpec], settings: GpuSettings, device_count: i
             pin = _check_pin(spec.gpu_id, device_count, where)
             resolved = (memory, pin, strategy, wanted[3:])
             demand = demands[wanted] = unique.setdefault(resolved, Demand(*resolved))
-        timeout_s = workload.timeout if spec.timeout_s is None else spec.timeout_s
-        retry_count = workload.retry_count if spec.retry_count is None else spec.retry_count
+        timeout_s = default_timeout_s if spec.timeout_s is None else spec.timeout_s
+        retry_count = default_retries if spec.retry_count is None else spec.retry_count
         tasks.append(Task(index, spec, PRIORITIES[spec.priority], demand, demand.memory_bytes, timeout_s, retry_count))
     return tasks
 
@@ -65,6 +66,4 @@ def make_task(record: Mapping[str, Any], demands: dict[tuple[Any, ...], Demand])
     wanted = (record["memory_bytes"], record["gpu_id"], record["strategy"], sizes)
     demand = demands.setdefault(wanted, Demand(*wanted))
     level = PRIORITIES[spec.priority]
-    return Task(
-        record["task"], spec, level, demand, demand.memory_bytes, record["timeout_s"], record["retry_count"]
-    )
+    return Task(record["task"], spec, level, demand, demand.memory_bytes, record["timeout_s"], record["retry_count"])

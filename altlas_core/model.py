@@ -102,7 +102,8 @@ class Task:
 class Attempt:
     """One start of one task on one device. In a list of actions it is the order to start it.
 
-    `solo`: it has the device to itself. `ended_s` is None while the device is still held. `outcome` is how it ended: finished, stopped, or an error code.
+    `solo`: it has the device to itself. `ended_s` is None while the device is still held. `outcome` is how it ended:
+    finished, stopped, worker_replaced, or an error code.
     `iterations` is how many times the kernel ran; `detail` holds further figures a real device measured.
     """
 

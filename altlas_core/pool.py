@@ -15,12 +15,13 @@ from typing import Any
 from altlas_core.config_schema import GpuSettings
 from altlas_core.errors import StrategyError
 from altlas_core.model import GIB, Attempt, Device, DeviceSample, DeviceSpec, Task
-from altlas_core.strategies import STRATEGIES, USER_STRATEGIES, Gpu, lowest
+from altlas_core.strategies import USER_STRATEGIES, Gpu, lowest
 from altlas_core.task_queue import Need
 
 
 class Pool:
-    """Devices with slots and memory. `healthy`, `open` (healthy with a free slot) and `by_load[n]` are masks."""
+    """Devices with slots and memory. Masks: `healthy`, `open` (healthy with a free slot), `by_load[n]` (healthy with n
+    slots taken, n < slots)."""
 
     __slots__ = (
         "_detection",
@@ -49,7 +50,7 @@ class Pool:
             self.devices.append(Device(spec, gpu_id, self.slots, 1 << gpu_id, capacity, capacity))
         everyone = (1 << len(self.devices)) - 1
         self.healthy = self.open = everyone
-        self.by_load = [everyone] + [0] * self.slots
+        self.by_load = [everyone] + [0] * (self.slots - 1)
         self._missed: set[Need] = set()
         self._indexed = False  # whether free memory is followed in the misses or the heap
         self._free_heap: list[tuple[int, int]] | None = None  # (-free_bytes, gpu_id), kept once somebody asks
@@ -66,18 +67,20 @@ class Pool:
 
     def place(self, task: Task, need: Need, closed: int) -> Device | None:
         """The GPU for a task now, or None. `closed` is a mask of GPUs it may not use. Raises StrategyError."""
-        candidates = self.candidates(need) if need.narrowed or need.misses else self.open & need.allowed
+        candidates = self.candidates(need) if need.misses or need.narrowed else self.open & need.allowed
         if closed:
             candidates &= ~closed
-        choose = STRATEGIES.get(need.strategy)
+        choose = need.choose
         if choose is None:
             return self._place_by_user(task, need, candidates)
+        memory_bytes, before = need.memory_bytes, self.cursor
         while candidates:
             device = self.devices[choose(task, candidates, self)]
-            if device.free_bytes >= need.memory_bytes:
+            if device.free_bytes >= memory_bytes or not memory_bytes:
                 return device
             self._note_miss(need, device)
             candidates &= ~device.bit
+        self.cursor = before  # whoever has no room is not passed over next time
         return None
 
     def candidates(self, need: Need) -> int:
@@ -92,17 +95,21 @@ class Pool:
         return mask
 
     def roomiest(self, need: Need) -> Device | None:
-        """Of the healthy GPUs a need may ever use, the one nearest to having room: most free memory, lowest id."""
+        """Of the healthy GPUs that could serve a need once empty, the one with most free memory now; the lowest id."""
         usable = self.healthy & need.allowed
         if need.strategy == "single_gpu":
             usable &= -usable
-        found = [device for device in self.devices if device.bit & usable]
+        found = [device for device in self.devices if device.bit & usable and self.could_hold(device, need)]
         return max(found, key=lambda device: (device.free_bytes, -device.gpu_id), default=None)
+
+    def could_hold(self, device: Device, need: Need) -> bool:
+        """Whether the device would have room for a need if nothing of ours were on it."""
+        return device.healthy and self._budget(device) >= need.memory_bytes
 
     def most_free(self, candidates: int) -> int:
         """The gpu_id with the most memory left among `candidates`; the lowest among equals."""
         heap = self._free_heap
-        if heap is None or len(heap) > 8 * len(self.devices) + 64:
+        if heap is None:
             heap = self._free_heap = [(-device.free_bytes, device.gpu_id) for device in self.devices]
             heapq.heapify(heap)
             self._indexed = True
@@ -126,7 +133,7 @@ class Pool:
         while candidates:
             device = self.devices[lowest(candidates)]
             candidates ^= device.bit
-            if device.free_bytes >= need.memory_bytes:
+            if device.free_bytes >= need.memory_bytes or not need.memory_bytes:
                 offered[device.gpu_id] = self.view(device)
         if not offered:
             return None
@@ -138,12 +145,12 @@ class Pool:
         if chosen is None:
             return None
         gpu_id: Any = getattr(chosen, "gpu_id", chosen)
-        if gpu_id not in offered:
+        if type(gpu_id) is not int or gpu_id not in offered:
             raise StrategyError(
                 f"strategy '{name}' chose {chosen!r} for {task.task_id}; it must return one of the GPUs it was offered "
                 f"(gpu_id {', '.join(map(str, offered))}) or None"
             )
-        return self.devices[int(gpu_id)]
+        return self.devices[gpu_id]
 
     def view(self, device: Device) -> Gpu:
         sample = device.sample or DeviceSample()
@@ -169,11 +176,11 @@ class Pool:
     def reserve(self, device: Device, attempt: Attempt) -> None:
         """Take a slot (all of them, for a solo attempt) and memory on a healthy device."""
         device.free_bytes -= attempt.task.memory_bytes
-        old = device.running
-        device.running = load = old + 1
-        by_load, bit = self.by_load, device.bit
-        by_load[old] ^= bit
+        by_load, bit, load = self.by_load, device.bit, device.running
         by_load[load] ^= bit
+        device.running = load = load + 1
+        if load < self.slots:
+            by_load[load] ^= bit
         if load == self.slots or attempt.solo:
             self.open ^= bit
             device.solo = attempt.solo
@@ -184,14 +191,17 @@ class Pool:
         """Give back what an attempt held."""
         device = self.devices[attempt.gpu_id]
         device.free_bytes += attempt.task.memory_bytes
-        old = device.running
-        device.running = load = old - 1
+        load = device.running
+        device.running = load - 1
         if device.healthy:  # else it is in no mask until it is well
             by_load, bit = self.by_load, device.bit
-            by_load[old] ^= bit
-            by_load[load] ^= bit
-            if old == self.slots or device.solo:
+            by_load[load - 1] ^= bit
+            if load == self.slots:
                 self.open ^= bit
+            else:
+                by_load[load] ^= bit
+                if device.solo:
+                    self.open ^= bit
         device.solo = False
         if self._indexed:
             self._index(device)
@@ -202,10 +212,13 @@ class Pool:
             need.misses &= ~device.bit
             if not need.misses:
                 self._missed.discard(need)
-        if self._free_heap is not None:
-            heapq.heappush(self._free_heap, (-device.free_bytes, device.gpu_id))
-        else:
+        heap = self._free_heap
+        if heap is None:
             self._indexed = bool(self._missed)
+        elif len(heap) > 8 * len(self.devices) + 64:
+            self._free_heap = None  # made anew when it is asked for
+        else:
+            heapq.heappush(heap, (-device.free_bytes, device.gpu_id))
 
     # --- health ---------------------------------------------------------------------------------------------------
 
@@ -252,7 +265,8 @@ class Pool:
         device.healthy = healthy
         bit = device.bit
         self.healthy ^= bit
-        self.by_load[device.running] ^= bit
+        if device.running < self.slots:
+            self.by_load[device.running] ^= bit
         if healthy and device.running < self.slots and not device.solo:
             self.open |= bit
         else:

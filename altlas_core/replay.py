@@ -20,7 +20,6 @@ from altlas_core.events import Action, TaskSubmitted
 from altlas_core.intake import make_task
 from altlas_core.model import Demand, DeviceSpec
 
-
 NOT_A_LOG = (KeyError, TypeError, ValueError, IndexError, AttributeError)  # what reading garbage as a log runs into
 
 
@@ -52,10 +51,10 @@ class _Replayer:
         try:
             if header["format"] != FORMAT_VERSION:
                 raise ValueError(header["format"])
-            settings = load_config(None, header["settings"], environ={})
+            settings = load_config(None, dict(header["settings"]), environ={})
             devices = [DeviceSpec(**device) for device in header["devices"]]
             self.distributor = Distributor(settings.gpu, devices, header["seed"])
-        except NOT_A_LOG as error:
+        except (AltlasError, *NOT_A_LOG) as error:
             raise AltlasError(
                 f"line 1: not the header of an event log of format {FORMAT_VERSION} ({type(error).__name__}: {error})"
             ) from None
@@ -76,8 +75,11 @@ class _Replayer:
                 else:
                     facts += 1
                     difference = self._apply(number, record)
+            except AltlasError as error:
+                raise AltlasError(f"line {number}: {error}") from None
             except NOT_A_LOG as error:
-                raise AltlasError(f"line {number}: not a line of an event log ({type(error).__name__}: {error})") from None
+                what = f"{type(error).__name__}: {error}"
+                raise AltlasError(f"line {number}: not a line of an event log ({what})") from None
             if difference is not None:
                 return Replay(facts, decisions, difference, self.distributor)
         return Replay(facts, decisions, self._settle("the end of the log"), self.distributor)
@@ -88,7 +90,8 @@ class _Replayer:
             if difference is not None:
                 return difference
         self.now = record["t"]
-        fact = TaskSubmitted(make_task(record, self.demands)) if record["fact"] == "TaskSubmitted" else read_fact(record)
+        submitted = record["fact"] == "TaskSubmitted"
+        fact = TaskSubmitted(make_task(record, self.demands)) if submitted else read_fact(record)
         try:
             self._expect(self.distributor.on_event(self.now, fact))
         except StateError as error:

@@ -138,7 +138,10 @@ class Result:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """Figures of the whole run. Seconds, watts, percent; None where nothing was there to measure."""
+        """Figures of the whole run. Seconds, watts, percent; None where nothing was there to measure.
+
+        wait: from submission to the start of the last attempt; latency: from submission to the end of completed tasks.
+        """
         import numpy as np
 
         tasks = self.task_list
@@ -209,7 +212,8 @@ def _invariants(result: Result) -> Iterator[Check]:
         f"at most {max(slots, default=0)}",
     )
     over = [d.gpu_id for d, peak in zip(result.pool, memory, strict=True) if peak > d.capacity_bytes]
-    fullest = max((peak / device.capacity_bytes for device, peak in zip(result.pool, memory, strict=True)), default=0.0)
+    shares = [peak / d.capacity_bytes for d, peak in zip(result.pool, memory, strict=True) if d.capacity_bytes]
+    fullest = max(shares, default=0.0)
     yield Check(
         "reserved memory never exceeds what a GPU offers",
         not over,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
 
 from altlas_core.model import QUEUED, Task
+from altlas_core.strategies import STRATEGIES, Choose
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +23,7 @@ class Need:
 
     `allowed`: GPUs that could ever serve it. `misses`: those found without enough free memory since they last gave
     some back. `solo`: wants a GPU to itself. `narrowed`: more than a slot and memory decides where it may go.
+    `choose`: the built-in strategy; None where it is a user's own.
     """
 
     memory_bytes: int
@@ -31,9 +33,11 @@ class Need:
     allowed: int = 0
     misses: int = 0
     narrowed: bool = False
+    choose: Choose | None = None
     lanes: list[Lane | None] = field(default_factory=lambda: [None, None, None])
 
     def __post_init__(self) -> None:
+        self.choose = STRATEGIES.get(self.strategy)
         self.narrowed = self.solo or self.strategy == "single_gpu"
 
     @property
@@ -97,6 +101,7 @@ class TaskQueue:
     def first(self, now: float) -> Lane | None:
         """The lane whose first task is next in order, or None when no lane is left to look at."""
         high, normal, low = self._levels
+        aging_s = self.aging_s
         best: Lane | None = None
         best_level = best_index = 3
         if high:
@@ -104,15 +109,17 @@ class TaskQueue:
             best_level = 0
         if normal:
             index, since, lane = normal[0]
-            level = 1 if now - since < self.aging_s else 0
-            if level < best_level or (level == best_level and index < best_index):
-                best, best_level, best_index = lane, level, index
+            if best_level or index < best_index:
+                level = 1 if now - since < aging_s else 0
+                if level <= best_level:  # among equals its index is the lower one
+                    best, best_level, best_index = lane, level, index
         if low:
             index, since, lane = low[0]
-            waited = now - since
-            level = 2 if waited < self.aging_s else 1 if waited < 2 * self.aging_s else 0
-            if level < best_level or (level == best_level and index < best_index):
-                best = lane
+            if best_level or index < best_index:
+                waited = now - since
+                level = 2 if waited < aging_s else 1 if waited < 2 * aging_s else 0
+                if level < best_level or (level == best_level and index < best_index):
+                    best = lane
         return best
 
     def pop(self, lane: Lane) -> Task:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from altlas_core.distributor import Distributor
@@ -13,18 +14,33 @@ if TYPE_CHECKING:
 
     from altlas_core.backends.base import Backend
 
+MAX_ROWS = 8_000_000  # about 350 MB; beyond it every second reading is dropped, and half as many are taken from then on
 NOT_READ = float("nan")  # in the columns; None in the tables
 _LOST = DeviceSample()
+_COLUMNS = (
+    "time_s",
+    "gpu_id",
+    "utilization_pct",
+    "memory_used_bytes",
+    "temperature_c",
+    "power_w",
+    "running_tasks",
+)
 
 
 class Telemetry:
-    """Samples every device at `interval_s` of the run's clock. Columns hold NaN where a reading is missing."""
+    """Samples every device at `interval_s` of the run's clock. Columns hold NaN where a reading is missing.
+
+    A run so long that MAX_ROWS is reached is thinned: `interval_s` doubles.
+    """
 
     def __init__(self, distributor: Distributor, backend: Backend, interval_s: float) -> None:
         self.interval_s = interval_s
         self._distributor = distributor
         self._backend = backend
-        self._mark = getattr(backend, "mark", None)
+        self._record: Callable[..., None] = getattr(backend, "record", self._record_each)
+        devices = distributor.pool.devices
+        self._gpu_ids = array("i", [device.gpu_id for device in devices])
         self.time_s = array("d")
         self.gpu_id = array("i")
         self.utilization_pct = array("d")
@@ -36,24 +52,35 @@ class Telemetry:
         self.queue_depth = array("q")
 
     def sample(self, now: float) -> None:
-        """Read every device once."""
-        backend, mark = self._backend, self._mark
-        for device in self._distributor.pool.devices:
-            gpu_id = device.gpu_id
-            sample = backend.sample(now, gpu_id)
-            if sample is None:
-                sample = _LOST
-            elif mark is not None:
-                mark(now, gpu_id, sample)
-            self.time_s.append(now)
-            self.gpu_id.append(gpu_id)
-            self.utilization_pct.append(NOT_READ if sample.utilization_pct is None else sample.utilization_pct)
-            self.memory_used_bytes.append(NOT_READ if sample.memory_used_bytes is None else sample.memory_used_bytes)
-            self.temperature_c.append(NOT_READ if sample.temperature_c is None else sample.temperature_c)
-            self.power_w.append(NOT_READ if sample.power_w is None else sample.power_w)
-            self.running_tasks.append(device.running)
+        """Read every device once: one row each. A backend that has `record` fills in the readings itself."""
+        devices = self._distributor.pool.devices
+        self.time_s.extend([now] * len(devices))
+        self.gpu_id += self._gpu_ids
+        self._record(now, self.utilization_pct, self.memory_used_bytes, self.temperature_c, self.power_w)
+        self.running_tasks.extend([device.running for device in devices])
         self.queue_time_s.append(now)
         self.queue_depth.append(self._distributor.queue.count)
+        if len(self.time_s) >= MAX_ROWS and len(self.queue_time_s) % 2 == 0:
+            self._thin(len(devices))
+
+    def _thin(self, width: int) -> None:
+        """Halve the resolution of what was read so far, and of what will be."""
+        self.interval_s *= 2
+        for name in (*_COLUMNS, "queue_time_s", "queue_depth"):
+            column = getattr(self, name)
+            step = 1 if name.startswith("queue") else width
+            kept = array(column.typecode)
+            for start in range(0, len(column), 2 * step):
+                kept.extend(column[start : start + step])
+            setattr(self, name, kept)
+
+    def _record_each(self, now: float, *columns: array[float]) -> None:
+        """Devices that are read one at a time."""
+        for gpu_id in self._gpu_ids:
+            sample = self._backend.sample(now, gpu_id) or _LOST
+            readings = (sample.utilization_pct, sample.memory_used_bytes, sample.temperature_c, sample.power_w)
+            for column, reading in zip(columns, readings, strict=True):
+                column.append(NOT_READ if reading is None else reading)
 
     def table(self) -> pd.DataFrame:
         """One row per (time, GPU): time_s, gpu_id, utilization_pct, memory_used_bytes, temperature_c, power_w,

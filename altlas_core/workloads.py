@@ -239,7 +239,7 @@ def _pieces(spec: TaskSpec, count: int, batch_size: int, batch_id: str) -> Itera
 def _streams(seed: int) -> list[random.Random]:
     """Three generators, so that drawing more of one thing does not change the others."""
     number = _argument("seed", seed, rules.whole(0, 2**63 - 1))
-    return [random.Random(f"{number}/{part}") for part in ("arrivals", "durations", "choices")]  # noqa: S311
+    return [random.Random(f"{number}/{part}") for part in ("arrivals", "durations", "choices")]
 
 
 def _argument(name: str, value: Any, rule: Rule) -> Any:

@@ -187,7 +187,7 @@ def test_several_tasks_run_at_a_time_on_one_device(bench: Bench) -> None:
 def test_kernels_of_several_tasks_take_turns() -> None:
     from threading import Thread
 
-    from altlas_core.backends.torch_work import Turnstile
+    from altlas_core.backends.torch_device import Turnstile
 
     turns, order, line = Turnstile(), [], []
     with turns:
@@ -225,9 +225,46 @@ def test_too_little_memory_is_reported_and_the_worker_stays_usable(bench: Bench)
     assert bench.backend.worker_pids()[0] == pid
 
 
+def test_every_way_torch_says_that_memory_is_short_is_known() -> None:
+    torch = pytest.importorskip("torch")
+    from altlas_core.backends.torch_device import WorkDevice
+
+    device = WorkDevice("cpu", 1, 42, memory_bytes=1 << 20)
+    cublas = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    short = [MemoryError(), torch.cuda.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError(cublas)]
+    short.append(torch.AcceleratorError("CUDA error: out of memory\nSearch for"))
+    assert all(device.out_of_memory(error) for error in short)
+    other = [RuntimeError("out of luck"), torch.AcceleratorError("CUDA error: an illegal memory access"), KeyError()]
+    assert not any(device.out_of_memory(error) for error in other)
+
+
+BROKEN_CONTEXT = """
+    import socket, sys
+    from altlas_core.backends import torch_worker
+    from altlas_core.backends.torch_channel import START, Channel, pair
+    from altlas_core.backends.torch_device import WorkDevice
+
+    class Broken(WorkDevice):
+        def broken(self):  # as a CUDA device after an illegal memory access
+            return True
+
+    ours, theirs = pair()
+    ours.send([(START, 0, 1, "raise_error", None, None, 1, 1, 1, 0), (START, 1, 1, "sleep", 600, None, 1, 1, 1, 0)])
+    torch_worker.Worker(Channel(theirs), Broken("cpu", 1, 42, 1 << 20), 2).serve()
+"""
+
+
+def test_a_worker_whose_context_is_broken_ends_instead_of_blaming_one_task() -> None:
+    program = textwrap.dedent(BROKEN_CONTEXT)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert describe_exit(ended.returncode, ended.stderr.strip()) == (
+        "exit status 70: the CUDA context is beyond use: RuntimeError: raise_error: this kind of task always fails"
+    )
+
+
 def test_idle_weights_make_room_for_what_running_tasks_reserve() -> None:
     pytest.importorskip("torch")
-    from altlas_core.backends.torch_work import Order, WorkDevice
+    from altlas_core.backends.torch_device import Order, WorkDevice
 
     device = WorkDevice("cpu", 1, 42, memory_bytes=3 * 4 * 64 * 64)
 
@@ -251,6 +288,12 @@ def test_percentiles_come_from_a_bounded_sample() -> None:
     assert timings.percentile(50) == pytest.approx(0.5, abs=0.03)
     assert timings.percentile(99) == pytest.approx(0.99, abs=0.03)
     assert len(timings._kept) < 64
+    at_once, one_by_one = Timings(limit=64), Timings(limit=64)
+    for number in range(300):  # bursts of iterations that took the same
+        at_once.add(number, times=number % 9)
+        for _ in range(number % 9):
+            one_by_one.add(number)
+    assert at_once._kept == one_by_one._kept
     assert Timings().percentile(50) is None
 
 
@@ -366,10 +409,12 @@ def test_readings_of_a_cpu_device_are_those_of_its_worker(bench: Bench) -> None:
     bench.mail.next()
 
 
-def test_a_worker_sees_its_own_gpu_only_and_no_more_threads_than_cores() -> None:
+def test_a_worker_sees_its_own_gpu_only_and_no_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = DeviceSpec(0, "cuda", "GPU", 1 << 34, index=3, uuid="GPU-abc")
     assert environment(gpu)["CUDA_VISIBLE_DEVICES"] == "GPU-abc"
     assert environment(gpu)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    assert "NVIDIA_TF32_OVERRIDE" not in environment(gpu)
     cpu = environment(replace(DEVICES[0], cores=3))
     assert (cpu["CUDA_VISIBLE_DEVICES"], cpu["OMP_NUM_THREADS"]) == ("", "3")
 

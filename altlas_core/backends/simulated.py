@@ -8,8 +8,10 @@ run (growth of W) / (kernel time) iterations. Everything is posted with `post_at
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from heapq import heappop, heappush
+from math import inf, nan
 from typing import Final
 
 from altlas_core.backends.base import Mailbox
@@ -27,13 +29,12 @@ from altlas_core.events import (
 )
 from altlas_core.faults import Fault
 from altlas_core.gpu_model.catalog import CATALOG
-from altlas_core.gpu_model.power import IDLE_TEMPERATURE_C, ThermalModel, thermal_model
+from altlas_core.gpu_model.power import ThermalModel, decay_over, thermal_model
 from altlas_core.gpu_model.roofline import KernelCost, kernel_cost
 from altlas_core.model import Attempt, Demand, DeviceSample, DeviceSpec, TaskSpec
 
-# One attempt on a simulated GPU: (attempt, what its kernel costs, the device's W when it started). A plain tuple, for
-# one is made at every start.
-_Run = tuple[Attempt, KernelCost, float]
+# An attempt on a simulated GPU: (what its kernel costs, the device's W when it started). A tuple: made at every start.
+_Run = tuple[KernelCost, float]
 SPECIAL_KINDS: Final = frozenset({"raise_error", "crash_worker", "hang"})  # their end is not simply "finished"
 
 
@@ -59,10 +60,12 @@ class _Gpu:
         "mark_s",
         "memory_bytes",
         "model",
+        "next_end_s",
         "plan",
         "runs",
         "spec",
         "thermal",
+        "wake_s",
         "work_s",
     )
 
@@ -70,33 +73,34 @@ class _Gpu:
         self.spec = spec
         self.model = CATALOG[spec.model]
         self.thermal = thermal
-        self.runs: dict[int, _Run] = {}
+        self.runs: dict[Attempt, _Run] = {}
         self.costs = costs
         self.kernels = 0
         self.activity = 0.0  # sum over the running kernels
         self.memory_bytes = 0
         self.last_s = self.work_s = self.busy_s = self.busy_since_s = self.active_s = 0.0
         self.mark_s = self.mark_busy_s = self.mark_active_s = 0.0
-        self.mark_c = IDLE_TEMPERATURE_C
-        self.ends: list[tuple[float, int, _Run]] = []
+        self.mark_c = thermal.steady_c(0.0)
+        self.ends: list[tuple[float, int, Attempt]] = []
         self.plan = 0  # number of the planned end that still holds
+        self.next_end_s = self.wake_s = inf  # when the next of `ends` is due, and when the device is next looked at
         self.lost = False
         self.foreign_bytes = 0
         self.foreign_pct = 0.0
         self.forced_c: float | None = None
 
     def advance(self, now: float) -> None:
-        """Integrate up to `now`; comes before any change of what runs here."""
+        """Integrate up to `now`; comes before any change of what runs here. Those called often do it in line."""
         if self.kernels:
             share = (now - self.last_s) / self.kernels
             self.work_s += share
             self.active_s += share * self.activity
         self.last_s = now
 
-    def leave(self, now: float, run: _Run) -> float:
+    def leave(self, now: float, attempt: Attempt, run: _Run) -> float:
         """Take an attempt off that was in `runs`; returns how many iterations it ran."""
-        attempt, cost, work_at_start = run
         self.memory_bytes -= attempt.task.memory_bytes
+        cost, work_at_start = run
         kernels = self.kernels
         if kernels:
             share = (now - self.last_s) / kernels
@@ -137,13 +141,6 @@ class _Gpu:
         """Seconds up to now in which at least one kernel was running."""
         return self.busy_s + (now - self.busy_since_s if self.kernels else 0.0)
 
-    def mark(self, now: float, sample: DeviceSample) -> None:
-        self.mark_s = now
-        self.mark_busy_s = self._busy_until(now)
-        self.mark_active_s = self.active_s
-        if self.forced_c is None and sample.temperature_c is not None:
-            self.mark_c = sample.temperature_c
-
 
 class SimulatedBackend:
     """Devices of the catalog behind the same seam as real ones. `max_temperature_c` is what their cooling is set to."""
@@ -173,70 +170,112 @@ class SimulatedBackend:
         cost = gpu.costs.get(task.demand)
         if cost is None:
             cost = gpu.costs[task.demand] = kernel_cost(spec, gpu.model)
-        gpu.advance(now)
-        gpu.runs[task.index] = run = (attempt, cost, gpu.work_s)
+        kernels = gpu.kernels
+        if kernels:
+            passed = now - gpu.last_s
+            if passed:
+                share = passed / kernels
+                gpu.work_s += share
+                gpu.active_s += share * gpu.activity
+        gpu.last_s = now
+        gpu.runs[attempt] = (cost, gpu.work_s)
         gpu.memory_bytes += task.memory_bytes
         if cost.seconds:
-            if not gpu.kernels:
+            if not kernels:
                 gpu.busy_since_s = now
-            gpu.kernels += 1
+            gpu.kernels = kernels + 1
             gpu.activity += cost.activity
         duration_s = spec.duration_s
         if duration_s is None:
             duration_s = 0.0
             if spec.iterations is not None and cost.seconds:
-                heappush(gpu.ends, (gpu.work_s + spec.iterations * cost.seconds, task.index, run))
+                heappush(gpu.ends, (gpu.work_s + spec.iterations * cost.seconds, task.index, attempt))
                 self._plan_end(gpu)
                 return
         due = self._special_end if spec.kind in SPECIAL_KINDS else self._end_of_duration
-        self._post_at(now + duration_s, RANK_ENDED, due, run)
+        self._post_at(now + duration_s, RANK_ENDED, due, attempt)
         if gpu.ends:
             self._plan_end(gpu)
 
     def stop(self, now: float, attempt: Attempt, reason: str) -> None:
         gpu = self._gpus[attempt.gpu_id]
-        run = gpu.runs.get(attempt.task.index)
-        if run is None or run[0] is not attempt:
+        run = gpu.runs.pop(attempt, None)
+        if run is None:
             return  # its own ending came first
-        iterations = self._leave(now, gpu, run)
+        iterations = gpu.leave(now, attempt, run)
+        if gpu.ends:
+            self._plan_end(gpu)
         self._mailbox.post(AttemptStopped(attempt.task.index, attempt.number, iterations))
 
     def sample(self, now: float, gpu_id: int) -> DeviceSample | None:
         gpu = self._gpus[gpu_id]
         return None if gpu.lost else gpu.read(now)
 
-    def mark(self, now: float, gpu_id: int, sample: DeviceSample) -> None:
-        """The next reading's means start here: the telemetry says when it has taken one."""
-        self._gpus[gpu_id].mark(now, sample)
+    def record(
+        self,
+        now: float,
+        utilization_pct: array[float],
+        memory_used_bytes: array[float],
+        temperature_c: array[float],
+        power_w: array[float],
+    ) -> None:
+        """Append a reading of every device to these columns (NaN for a lost one); the next means start here.
+
+        The same readings as `sample`, in one loop without a DeviceSample each: a thousand GPUs are read every second.
+        """
+        decay_for, decay = -1.0, 1.0  # most GPUs were last read at the same time
+        for gpu in self._gpus:
+            if gpu.lost:
+                for column in (utilization_pct, memory_used_bytes, temperature_c, power_w):
+                    column.append(nan)
+                continue
+            busy_s = gpu.busy_s
+            kernels = gpu.kernels
+            if kernels:
+                share = (now - gpu.last_s) / kernels
+                gpu.work_s += share
+                gpu.active_s += share * gpu.activity
+                busy_s += now - gpu.busy_since_s
+            gpu.last_s = now
+            passed = now - gpu.mark_s
+            busy = active = 0.0
+            if passed > 0.0:
+                busy = 100.0 * (busy_s - gpu.mark_busy_s) / passed
+                active = (gpu.active_s - gpu.mark_active_s) / passed
+            if passed != decay_for:
+                decay_for, decay = passed, decay_over(passed)
+            thermal = gpu.thermal
+            steady_c = thermal.steady_c(active)
+            own_c = steady_c + (gpu.mark_c - steady_c) * decay
+            if busy < gpu.foreign_pct:
+                busy = gpu.foreign_pct
+            utilization_pct.append(busy if busy < 100.0 else 100.0)
+            memory_used_bytes.append(gpu.memory_bytes + gpu.foreign_bytes)
+            power_w.append(thermal.idle_w + thermal.dynamic_w * active)
+            gpu.mark_c = own_c
+            temperature_c.append(own_c if gpu.forced_c is None or own_c > gpu.forced_c else gpu.forced_c)
+            gpu.mark_s = now
+            gpu.mark_busy_s = busy_s
+            gpu.mark_active_s = gpu.active_s
 
     def cost(self, gpu_id: int, spec: TaskSpec) -> KernelCost:
         """What one kernel of this task costs on this GPU when alone."""
         return kernel_cost(spec, self._gpus[gpu_id].model)
 
-    def _leave(self, now: float, gpu: _Gpu, run: _Run) -> float:
-        del gpu.runs[run[0].task.index]
-        iterations = gpu.leave(now, run)
-        if gpu.ends:
-            self._plan_end(gpu)
-        return iterations
-
-    def _end_of_duration(self, now: float, run: _Run) -> Fact | None:
-        attempt = run[0]
-        index = attempt.task.index
+    def _end_of_duration(self, now: float, attempt: Attempt) -> Fact | None:
         gpu = self._gpus[attempt.gpu_id]
-        if gpu.runs.get(index) is not run:
+        run = gpu.runs.pop(attempt, None)
+        if run is None:
             return None  # it was stopped, or the GPU lost
-        del gpu.runs[index]
-        iterations = gpu.leave(now, run)
+        iterations = gpu.leave(now, attempt, run)
         if gpu.ends:
             self._plan_end(gpu)
-        return AttemptFinished(index, attempt.number, iterations)
+        return AttemptFinished(attempt.task.index, attempt.number, iterations)
 
-    def _special_end(self, now: float, run: _Run) -> Fact | None:
+    def _special_end(self, now: float, attempt: Attempt) -> Fact | None:
         """The end of a kind that does not just finish."""
-        attempt = run[0]
         index, number, kind = attempt.task.index, attempt.number, attempt.task.spec.kind
-        if self._end_of_duration(now, run) is None:
+        if self._end_of_duration(now, attempt) is None:
             return None
         if kind == "raise_error":
             return AttemptFailed(index, number, "task_error", "RuntimeError: raise_error: this kind always fails")
@@ -247,23 +286,30 @@ class SimulatedBackend:
     def _plan_end(self, gpu: _Gpu) -> None:
         """Plan the nearest end of a task with iterations; plans made before no longer hold."""
         ends = gpu.ends
-        while ends and gpu.runs.get(ends[0][1]) is not ends[0][2]:
+        while ends and ends[0][2] not in gpu.runs:
             heappop(ends)
         gpu.plan += 1
-        if ends:
-            left = max(0.0, ends[0][0] - gpu.work_s)
-            time_s = gpu.last_s + left * gpu.kernels
-            self._mailbox.post_at(time_s, RANK_ENDED, self._end_of_iterations, (gpu, gpu.plan))
+        gpu.next_end_s = gpu.last_s + max(0.0, ends[0][0] - gpu.work_s) * gpu.kernels if ends else inf
+        if gpu.next_end_s < gpu.wake_s:
+            self._wake_at_end(gpu)
+
+    def _wake_at_end(self, gpu: _Gpu) -> None:
+        gpu.wake_s = gpu.next_end_s
+        self._post_at(gpu.wake_s, RANK_ENDED, self._end_of_iterations, (gpu, gpu.plan))
 
     def _end_of_iterations(self, now: float, planned: tuple[_Gpu, int]) -> Fact | None:
         gpu, plan = planned
+        if now == gpu.wake_s:
+            gpu.wake_s = inf
         if plan != gpu.plan or gpu.lost:
+            if gpu.next_end_s < gpu.wake_s:  # it moved on meanwhile; planned anew only now, so that plans never pile up
+                self._wake_at_end(gpu)
             return None
         gpu.advance(now)
-        work_at_end, _, run = heappop(gpu.ends)
+        work_at_end, _, attempt = heappop(gpu.ends)
         gpu.work_s = work_at_end  # it is there by plan; rounding must not leave a sliver of work
-        self._leave(now, gpu, run)
-        attempt = run[0]
+        gpu.leave(now, attempt, gpu.runs.pop(attempt))
+        self._plan_end(gpu)
         return AttemptFinished(attempt.task.index, attempt.number, float(attempt.task.spec.iterations or 0.0))
 
     def _crash(self, gpu_id: int, attempts: list[tuple[int, int]], error: str) -> WorkerCrashed:
@@ -273,13 +319,14 @@ class SimulatedBackend:
 
     def _clear(self, gpu: _Gpu) -> list[tuple[int, int]]:
         """Everything on a GPU is gone at once; returns what ran as (task_index, attempt number)."""
-        runs = list(gpu.runs.values())
-        for run in runs:
-            gpu.leave(gpu.last_s, run)
+        runs = list(gpu.runs.items())
+        for attempt, run in runs:
+            gpu.leave(gpu.last_s, attempt, run)
         gpu.runs.clear()
         gpu.ends.clear()
         gpu.plan += 1
-        return [(attempt.task.index, attempt.number) for attempt, _, _ in runs]
+        gpu.next_end_s = inf
+        return [(attempt.task.index, attempt.number) for attempt, _ in runs]
 
     # --- faults ---------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import atexit
 import os
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 from altlas_core.backends.base import Mailbox
 from altlas_core.backends.nvml import sample_gpu
@@ -28,7 +29,8 @@ READY_TIMEOUT_S: Final = 120.0  # importing torch on a busy, slow machine
 class TorchBackend:
     """Implements backends.base.Backend, and for the driver: flush() after a batch of orders, poll(now) at each look.
 
-    It may be opened again, for another run, after the first has ended: workers and their weights stay warm.
+    It may be opened again, for another run, after the first has ended; `set_up` says for which devices and how. Workers
+    stay, and find everything as if they were new: no weight, reading or lost device of one run is there in the next.
     """
 
     def __init__(
@@ -39,16 +41,26 @@ class TorchBackend:
         kill_grace_s: float,
         ready_timeout_s: float = READY_TIMEOUT_S,
     ) -> None:
-        self._devices = tuple(devices)
-        self._lanes = [Lane(spec, self._post) for spec in self._devices]
-        self._slots = slots
-        self._seed = seed
-        self._kill_grace_s = kill_grace_s
+        self._known: dict[tuple[Any, ...], Lane] = {}  # every device that was ever asked for
         self._ready_timeout_s = ready_timeout_s
         self._mailbox: Mailbox | None = None
         self._touched: set[Lane] = set()  # lanes with orders to flush; the driver's thread alone
         self._stops = 0  # about how many stops are unconfirmed: spares poll() a look at every lane
         self._supervisor: Supervisor | None = None
+        self.set_up(devices, slots, seed, kill_grace_s)
+
+    def set_up(self, devices: Sequence[DeviceSpec], slots: int, seed: int, kill_grace_s: float) -> None:
+        """What the next `open` is for. A device of an earlier run keeps its worker, whatever its gpu_id is now."""
+        self._devices = tuple(devices)
+        self._slots = slots
+        self._seed = seed
+        self._kill_grace_s = kill_grace_s
+        places: Counter[tuple[Any, ...]] = Counter()
+        self._lanes = []
+        for spec in self._devices:
+            same = (spec.kind, spec.uuid, spec.index, spec.cores)
+            places[same] += 1  # named twice, it is two devices
+            self._lanes.append(self._known.setdefault((*same, places[same]), Lane(spec, self._post)))
 
     def devices(self) -> Sequence[DeviceSpec]:
         return self._devices
@@ -60,19 +72,22 @@ class TorchBackend:
 
     def worker_pids(self) -> list[int | None]:
         """The process id of each device's worker; None where there is none now."""
-        workers = [lane.worker for lane in self._lanes]
-        return [None if worker is None else worker.pid for worker in workers]
+        return _pids(self._lanes)
 
     # --- opening and closing --------------------------------------------------------------------------------------
 
     def open(self, mailbox: Mailbox) -> None:
         """Start a worker for each device, all at once, and wait until they are ready. Raises RunError."""
         if self._supervisor is None:
-            self._supervisor = Supervisor(self._lanes, self._new_worker, self._ready_timeout_s)
+            self._supervisor = Supervisor(self._known.values(), self._new_worker, self._ready_timeout_s)
             atexit.register(self.close)
         try:
-            for lane in self._lanes:
-                if lane.renew():
+            self._mailbox = None
+            self._touched.clear()
+            for lane in set(self._known.values()).difference(self._lanes):
+                lane.rest()
+            for lane, spec in zip(self._lanes, self._devices, strict=True):
+                if lane.renew(spec, self._slots, self._seed, self._post):
                     self._supervisor.spawn(lane)
             self._mailbox = mailbox
             self._wait_until_ready(self._supervisor)
@@ -138,7 +153,7 @@ class TorchBackend:
         if lane.lost:
             return None
         if lane.spec.kind == "cuda":
-            ours = [pid for pid in self.worker_pids() if pid is not None]
+            ours = [pid for pid in _pids(self._known.values()) if pid is not None]
             uuid = lane.spec.uuid
             return sample_gpu(uuid if uuid is not None else lane.spec.index, (*ours, os.getpid()))
         worker = lane.worker
@@ -177,3 +192,8 @@ class TorchBackend:
     def crash_worker(self, gpu_id: int) -> None:
         """SIGKILL the device's worker, as if it had died by itself."""
         self._lanes[gpu_id].crash()
+
+
+def _pids(lanes: Iterable[Lane]) -> list[int | None]:
+    workers = [lane.worker for lane in lanes]
+    return [None if worker is None else worker.pid for worker in workers]

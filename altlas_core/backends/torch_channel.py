@@ -13,9 +13,11 @@ from collections import deque
 from typing import Any, Final
 
 # Orders: (START, task_index, attempt, kind, duration_s, iterations, input_size, output_size, batch, memory_bytes),
-# (STOP, task_index, attempt). Times are seconds, None where not asked for.
+# (STOP, task_index, attempt), (RENEW, -1, -1, slots, seed, memory_bytes): another run begins, with nothing running.
+# Times are seconds, None where not asked for.
 START: Final = 0
 STOP: Final = 1
+RENEW: Final = 6
 # Answers: (READY, {facts about the worker}), (FINISHED, task_index, attempt, iterations, detail),
 # (FAILED, task_index, attempt, error_code, error, iterations), (STOPPED, task_index, attempt, iterations).
 READY: Final = 2

@@ -46,22 +46,32 @@ class Lane:
     @property
     def ready(self) -> bool:
         worker = self.worker
-        return worker is not None and worker.ready and not worker.killed
+        return worker is not None and worker.usable
 
     # --- orders: the driver's thread ------------------------------------------------------------------------------
 
-    def renew(self) -> bool:
-        """Back to the first state for another run; what still runs ends with its worker.
+    def renew(self, spec: DeviceSpec, slots: int, seed: int, post: Callable[[Fact], None]) -> bool:
+        """Back to the first state for another run; its worker forgets the one before, and ends with what still runs.
 
         Returns whether a worker must be started.
         """
         with self.lock:
-            if self.running and self.worker is not None and self.worker.ready:
-                self.worker.kill()  # one that is still starting has not been given anything
-            self._forget()
+            self._abandon()
+            self.spec, self._post = spec, post
             self.lost = self._returning = False
             self.problem = None
-            return self.worker is None
+            if self.worker is None:
+                return True
+            self.worker.forget_usage()
+            self._orders = [(wire.RENEW, -1, -1, slots, seed, spec.memory_total_bytes)]
+            self._send()
+            return False
+
+    def rest(self) -> None:
+        """Take no part in the next run: the worker stays, and nothing is reported."""
+        with self.lock:
+            self._abandon()
+            self._post = _nobody_hears
 
     def start(self, attempt: Attempt) -> bool:
         """Take an order; False if the device is lost: DeviceLost is on its way, and speaks for this attempt too."""
@@ -204,6 +214,13 @@ class Lane:
         self._orders = []
         return sent
 
+    def _abandon(self) -> None:
+        worker = self.worker
+        # One that is still starting has not been given anything; one that a fault has just killed is no news any more.
+        if worker is not None and ((self.running and worker.ready) or worker.doomed):
+            worker.kill()
+        self._forget()
+
     def _forget(self) -> None:
         self.running.clear()
         self._orders = []
@@ -218,3 +235,7 @@ class Lane:
         if not self.lost:
             self._lose(f"its worker {problem}")
         self._returning = False
+
+
+def _nobody_hears(_: Fact) -> None:
+    """For a lane that rests."""

@@ -19,6 +19,9 @@ from altlas_core.backends.torch_channel import pair
 from altlas_core.model import DeviceSpec
 
 _TAIL_BYTES: Final = 4000
+_DYING_S: Final = 10.0  # what the kernel and the GPU driver may take to end a killed process
+# They would have cuBLAS round fp32 to TF32 whatever the program asks for.
+_PRECISION_OVERRIDES: Final = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 _PACKAGE_ROOT: Final = str(Path(__file__).resolve().parents[2])
 
 
@@ -29,11 +32,14 @@ class WorkerProcess:
     thread or CUDA context is copied. It ends by itself when this process is gone (its channel closes).
     """
 
-    __slots__ = ("_errors", "_ours", "_popen", "_sampled_at", "_usage", "channel", "killed", "ready", "started_at")
+    __slots__ = (
+        "_errors", "_ours", "_popen", "_sampled_at", "_usage", "channel", "doomed", "killed", "ready", "started_at",
+    )  # fmt: skip
 
     def __init__(self, spec: DeviceSpec, slots: int, seed: int) -> None:
         self.channel, theirs = pair()
         self.killed = False  # by us, on purpose
+        self.doomed = False  # by a planned fault
         self.ready = False
         self.started_at = time.monotonic()
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # has no name on disk: nothing is left behind
@@ -76,15 +82,24 @@ class WorkerProcess:
 
     def crash(self) -> None:
         """SIGKILL as if it had happened by itself: a planned fault."""
+        self.doomed = True
         self._popen.kill()
 
+    @property
+    def usable(self) -> bool:
+        """Ready, and as far as is known not dying."""
+        return self.ready and not self.killed and not self.doomed
+
     def reap(self, wait_s: float) -> str:
-        """Wait up to `wait_s` for the end, then force it. Returns what it died of and lets go of everything held."""
+        """Wait up to `wait_s` for the end, then force it. Returns what it died of."""
         try:
             self._popen.wait(wait_s)
         except subprocess.TimeoutExpired:
             self._popen.kill()
-            self._popen.wait()
+            try:
+                self._popen.wait(_DYING_S)
+            except subprocess.TimeoutExpired:
+                return f"process {self.pid} was killed but does not end: it is stuck in the kernel or the GPU driver"
         return describe_exit(self._popen.returncode, self.tail())
 
     def release(self) -> None:
@@ -99,6 +114,11 @@ class WorkerProcess:
         size = self._errors.seek(0, os.SEEK_END)
         self._errors.seek(max(0, size - _TAIL_BYTES))
         return self._errors.read().decode(errors="replace").strip()
+
+    def forget_usage(self) -> None:
+        """The next reading is the first again: another run begins."""
+        self._ours = None
+        self._sampled_at = 0.0
 
     def usage(self, cores: int) -> tuple[float | None, int | None]:
         """(percent of `cores` used since the call before, resident bytes); None where there is no reading.
@@ -133,6 +153,8 @@ def environment(spec: DeviceSpec) -> dict[str, str]:
         env.update(worker_environment(spec))
     else:
         env["CUDA_VISIBLE_DEVICES"] = ""
+    for name in _PRECISION_OVERRIDES:
+        env.pop(name, None)
     env.update(OMP_NUM_THREADS=cores, MKL_NUM_THREADS=cores, OPENBLAS_NUM_THREADS=cores)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (_PACKAGE_ROOT, env.get("PYTHONPATH"))))
     return env

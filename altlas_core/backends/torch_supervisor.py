@@ -7,7 +7,7 @@ import queue
 import selectors
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Final
 
@@ -26,7 +26,7 @@ class Supervisor:
     """
 
     def __init__(
-        self, lanes: Sequence[Lane], new_worker: Callable[[DeviceSpec], WorkerProcess], ready_timeout_s: float
+        self, lanes: Collection[Lane], new_worker: Callable[[DeviceSpec], WorkerProcess], ready_timeout_s: float
     ) -> None:
         self._lanes = lanes
         self._new_worker = new_worker

@@ -1,22 +1,14 @@
-"""The kernels a worker process runs, and how their results are checked. torch is imported when a device is opened.
-
-How the tasks of one device share it:
-- CPU: kernels take turns (first come, first served, a few milliseconds each) and each uses all cores of the device.
-  So a CPU device never computes on more cores than it was given, however many tasks it runs.
-- CUDA: every task has a stream of its own; the hardware shares itself between them.
-"""
+"""The kernels that a worker process runs, and how their results are checked."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
+
+from altlas_core.backends.torch_device import Order, WorkDevice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,45 +19,6 @@ TURN_S: Final = 0.005  # a task keeps the CPU device at least so long, so that h
 BURST_S: Final = 0.01  # kernels between two CUDA events; two bursts are in flight
 SAMPLES: Final = 16
 UNIT_ROUNDOFF_FP32: Final = 2.0**-24
-
-
-@dataclass(slots=True, frozen=True)
-class Order:
-    """What one attempt asks for: TaskSpec's fields of the same names, defaults filled in."""
-
-    kind: str
-    duration_s: float | None
-    iterations: float | None
-    input_size: int
-    output_size: int
-    batch: int
-    memory_bytes: int
-
-
-class Turnstile:
-    """A lock that is passed on in the order of arrival; threading.Lock lets the same thread win again and again."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._taken = False
-        self._line: deque[threading.Lock] = deque()
-
-    def __enter__(self) -> None:
-        with self._guard:
-            if not self._taken:
-                self._taken = True
-                return
-            gate = threading.Lock()
-            gate.acquire()
-            self._line.append(gate)
-        gate.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        with self._guard:
-            if self._line:
-                self._line.popleft().release()
-            else:
-                self._taken = False
 
 
 class Timings:
@@ -81,13 +34,12 @@ class Timings:
 
     def add(self, seconds: float, times: int = 1) -> None:
         """`times` iterations that took `seconds` each."""
-        for _ in range(times):
-            if self._seen % self._every == 0:
-                self._kept.append(seconds)
-                if len(self._kept) >= self._limit:
-                    del self._kept[1::2]
-                    self._every *= 2
-            self._seen += 1
+        first = -self._seen % self._every  # of these, the one to be kept next
+        self._kept += [seconds] * len(range(first, times, self._every))
+        self._seen += times
+        while len(self._kept) >= self._limit:
+            del self._kept[1::2]
+            self._every *= 2
 
     def percentile(self, percent: float) -> float | None:
         """Nearest rank; None without a measurement."""
@@ -95,96 +47,6 @@ class Timings:
             return None
         ordered = sorted(self._kept)
         return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
-
-
-@dataclass(slots=True)
-class _Held:
-    weight: Tensor
-    size_bytes: int
-    users: int = 0
-
-
-class WorkDevice:
-    """The one device of this process: its torch device, its kept weights and the turns on it."""
-
-    def __init__(self, kind: str, cores: int, seed: int, memory_bytes: int) -> None:
-        import torch
-
-        self.torch: Any = torch
-        self.kind = kind
-        self.seed = seed
-        self.turns = Turnstile()
-        torch.set_num_threads(cores)
-        torch.set_float32_matmul_precision("highest")  # fp32 means fp32, not TF32
-        self.device = torch.device("cuda:0" if kind == "cuda" else "cpu")
-        self._budget_bytes = memory_bytes
-        self._reserved_bytes = 0
-        self._weights: OrderedDict[tuple[int, int], _Held] = OrderedDict()
-        self._lock = threading.Lock()
-        # The first product loads libraries and, on CUDA, makes the context: not at the expense of the first task.
-        warm = self.uniform(64, 64)
-        (warm @ warm).sum().item()
-
-    def uniform(self, rows: int, columns: int) -> Tensor:
-        """fp32 values in [-1, 1), the same for the same seed, shape and kind of device."""
-        torch = self.torch
-        digest = hashlib.sha256(f"{self.seed}:{rows}x{columns}".encode()).digest()
-        generator = torch.Generator(device=self.device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        tensor: Tensor = torch.empty((rows, columns), device=self.device).uniform_(-1, 1, generator=generator)
-        return tensor
-
-    @contextmanager
-    def weight(self, order: Order) -> Iterator[Tensor]:
-        """The weight of these sizes, made once and shared by all tasks of the device that use it."""
-        key = (order.input_size, order.output_size)
-        with self._lock:
-            self._reserved_bytes += order.memory_bytes
-            try:
-                held = self._weights.get(key)
-                self._drop_idle(keep=held)
-                if held is None:
-                    held = self._weights[key] = self._make(*key)
-            except BaseException:
-                self._reserved_bytes -= order.memory_bytes
-                raise
-            self._weights.move_to_end(key)
-            held.users += 1
-        try:
-            yield held.weight
-        finally:
-            with self._lock:
-                held.users -= 1
-                self._reserved_bytes -= order.memory_bytes
-
-    def _make(self, rows: int, columns: int) -> _Held:
-        weight = self.uniform(rows, columns)
-        if self.kind == "cuda":
-            self.torch.cuda.synchronize()  # other streams may use it from here on
-        return _Held(weight, rows * columns * weight.element_size())
-
-    def _drop_idle(self, keep: _Held | None = None) -> None:
-        """Weights nobody uses may only fill what running tasks have not reserved; the longest unused goes first."""
-        idle = [(key, held) for key, held in self._weights.items() if not held.users and held is not keep]
-        room = self._budget_bytes - self._reserved_bytes
-        kept_bytes = sum(held.size_bytes for _, held in idle)
-        for key, held in idle:
-            if kept_bytes <= room:
-                break
-            kept_bytes -= held.size_bytes
-            del self._weights[key]
-
-    def free_memory(self) -> None:
-        """After an out-of-memory error: let go of everything that no task uses."""
-        with self._lock:
-            for key in [key for key, held in self._weights.items() if not held.users]:
-                del self._weights[key]
-        if self.kind == "cuda":
-            self.torch.cuda.empty_cache()
-
-    def out_of_memory(self, error: BaseException) -> bool:
-        if isinstance(error, MemoryError | self.torch.OutOfMemoryError):
-            return True
-        return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's CPU allocator
 
 
 def check_product(x: Tensor, weight: Tensor, y: Tensor, columns: int, seed: int) -> tuple[float, float]:
@@ -251,16 +113,17 @@ def run_linear(device: WorkDevice, order: Order, stop: threading.Event, begun_s:
     torch = device.torch
     until_s = None if order.duration_s is None else begun_s + order.duration_s
     loop, limit = (_loop_cuda, CUDA_KERNEL_FLOP) if device.kind == "cuda" else (_loop_cpu, CPU_KERNEL_FLOP)
-    with device.weight(order) as weight:
+    with device.weight(order) as weight, device.own_stream() as stream:
         x = device.uniform(order.batch, order.input_size)
         # NaN, so that what no kernel has written can never pass for a result.
         y = torch.full((order.batch, order.output_size), math.nan, device=device.device)
-        if device.kind == "cuda":
-            torch.cuda.synchronize()
         progress = _Progress(order, weight, y, limit, until_s)
         loop(device, progress, x, stop)
         iterations = progress.done / progress.columns
-        return iterations, _detail(device, progress, iterations, (x, weight, y))
+        detail = _detail(device, progress, iterations, (x, weight, y))
+        if stream is not None:
+            detail["stream"] = stream
+        return iterations, detail
 
 
 def _loop_cpu(device: WorkDevice, progress: _Progress, x: Tensor, stop: threading.Event) -> None:
@@ -291,39 +154,45 @@ def _loop_cpu(device: WorkDevice, progress: _Progress, x: Tensor, stop: threadin
 def _loop_cuda(device: WorkDevice, progress: _Progress, x: Tensor, stop: threading.Event) -> None:
     """Keeps two bursts of about 10 ms in flight: the GPU never waits for Python, and a stop takes about 20 ms.
 
-    Times come from events on the task's stream, one per burst: the mean over the burst, neighbours' share included.
+    Works on the current stream, the task's own. Times come from events there, one per burst: the mean over the burst,
+    neighbours' share included. Waiting for an event lets go of the interpreter, so the tasks do not hold each other up.
     """
-    cuda, mm = device.torch.cuda, device.torch.mm
-    pieces, widths = progress.pieces, progress.widths
     flying: deque[tuple[Any, Any, int, int]] = deque()
-    launched, burst, piece_s = 0, 1, 0.0
-    with cuda.stream(cuda.Stream()):
-        while True:
-            over = progress.over(stop, launched)
-            if over and not flying:
-                return
-            if not over:
-                begin, end = (cuda.Event(enable_timing=True, blocking=True) for _ in range(2))
-                begin.record()
-                count, columns = 0, 0
-                while count < burst and (progress.target is None or launched + columns < progress.target):
-                    weight, out = pieces[progress.next]
-                    mm(x, weight, out=out)
-                    columns += widths[progress.next]
-                    progress.next = (progress.next + 1) % len(pieces)
-                    count += 1
-                end.record()
-                launched += columns
-                flying.append((begin, end, count, columns))
-            if over or len(flying) >= 2:
-                begin, end, count, columns = flying.popleft()
-                end.synchronize()
-                burst_s = begin.elapsed_time(end) / 1000
-                piece_s = burst_s / count
-                progress.kernel_s += burst_s
-                progress.timings.add(burst_s * progress.columns / columns, max(1, columns // progress.columns))
-                progress.done += columns
-                burst = _burst(piece_s, progress.until_s)
+    launched, burst = 0, 1
+    while True:
+        over = progress.over(stop, launched)
+        if over and not flying:
+            return
+        if not over:
+            flying.append(_launch(device, progress, x, burst, launched))
+            launched += flying[-1][3]
+        if over or len(flying) >= 2:
+            begin, end, count, columns = flying.popleft()
+            end.synchronize()
+            burst_s = begin.elapsed_time(end) / 1000
+            progress.kernel_s += burst_s
+            progress.timings.add(burst_s * progress.columns / columns, max(1, columns // progress.columns))
+            progress.done += columns
+            burst = _burst(burst_s / count, progress.until_s)
+
+
+def _launch(device: WorkDevice, progress: _Progress, x: Tensor, burst: int, launched: int) -> tuple[Any, Any, int, int]:
+    """Put up to `burst` pieces on the current stream between two events. Returns (begin, end, pieces, columns)."""
+    mm, event = device.torch.mm, device.torch.cuda.Event
+    pieces, widths, target, at = progress.pieces, progress.widths, progress.target, progress.next
+    begin = event(enable_timing=True)
+    end = event(enable_timing=True, blocking=True)  # its waiter sleeps instead of burning a core
+    count, columns = 0, 0
+    begin.record()
+    while count < burst and (target is None or launched + columns < target):
+        weight, out = pieces[at]
+        mm(x, weight, out=out)
+        columns += widths[at]
+        count += 1
+        at = at + 1 if at + 1 < len(pieces) else 0
+    end.record()
+    progress.next = at
+    return begin, end, count, columns
 
 
 def _burst(piece_s: float, until_s: float | None) -> int:
@@ -342,7 +211,7 @@ def _detail(
         "iteration_p50_s": progress.timings.percentile(50),
         "iteration_p95_s": progress.timings.percentile(95),
         "iteration_p99_s": progress.timings.percentile(99),
-        # Of the whole worker process: torch does not tell its tasks apart.
+        # Of the whole worker process since the run began: torch does not tell its tasks apart.
         "peak_memory_bytes": device.torch.cuda.max_memory_allocated() if device.kind == "cuda" else None,
     }
     if progress.done:

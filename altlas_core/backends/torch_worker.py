@@ -15,16 +15,20 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NoReturn
 
-from altlas_core.backends.torch_channel import FAILED, FINISHED, READY, STOP, STOPPED, Channel
-from altlas_core.backends.torch_work import Order, WorkDevice, run_linear
+from altlas_core.backends.torch_channel import FAILED, FINISHED, READY, RENEW, STOP, STOPPED, Channel
+from altlas_core.backends.torch_device import Order, WorkDevice
+from altlas_core.backends.torch_work import run_linear
 
 Key = tuple[int, int]  # task index, attempt number
 Done = tuple[float, dict[str, Any] | None]  # iterations, detail
 _PR_SET_PDEATHSIG: Final = 1
+_MOST_WARM_THREADS: Final = 8  # each costs memory on a GPU; further ones are made when they are needed
+DEVICE_BROKEN: Final = 70  # exit status
 
 
 def run_sleep(_device: WorkDevice, order: Order, stop: threading.Event, begun_s: float) -> Done:
@@ -73,7 +77,27 @@ class Worker:
         self._device = device
         self._sending = threading.Lock()
         self._stops: dict[Key, threading.Event] = {}
+        self._slots = 0
+        self._threads: ThreadPoolExecutor | None = None
+        self._provide(slots)
+
+    def _provide(self, slots: int) -> None:
+        """Threads for so many tasks at a time; the first of them ready to compute."""
+        if slots <= self._slots:
+            return
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
+        self._slots = slots
         self._threads = ThreadPoolExecutor(slots, "task")
+        first = min(slots, _MOST_WARM_THREADS)
+        together = threading.Barrier(first)  # so that none does the work of two
+
+        def warm_up() -> None:
+            together.wait()
+            self._device.warm_up()
+
+        for done in [self._threads.submit(warm_up) for _ in range(first)]:
+            done.result()
 
     def serve(self) -> None:
         """Until the channel closes."""
@@ -87,6 +111,8 @@ class Worker:
                 for order in orders:
                     if order[0] == STOP:
                         self._stop((order[1], order[2]))
+                    elif order[0] == RENEW:
+                        self._renew(*order[3:])
                     elif order[3] == "noop":  # here and now: a thread would cost more than the task
                         answers.append((FINISHED, order[1], order[2], 0.0, None))
                     else:
@@ -99,7 +125,12 @@ class Worker:
         if stop is not None:  # else it has ended meanwhile, and said so
             stop.set()
 
+    def _renew(self, slots: int, seed: int, memory_bytes: int) -> None:
+        self._provide(slots)
+        self._device.renew(seed, memory_bytes)
+
     def _start(self, order: tuple[Any, ...]) -> None:
+        assert self._threads is not None
         begun_s = time.perf_counter()
         key = (order[1], order[2])
         stop = self._stops[key] = threading.Event()
@@ -115,6 +146,8 @@ class Worker:
             iterations, detail = RUNNERS[order.kind](self._device, order, stop, begun_s)
         except BaseException as error:
             text = f"{type(error).__name__}: {error}"
+            if False:
+                _give_up(text)
             out_of_memory = self._device.out_of_memory(error)
         else:
             return (STOPPED, *key, iterations) if stop.is_set() else (FINISHED, *key, iterations, detail)
@@ -128,6 +161,12 @@ class Worker:
                 self._channel.send(answers)
         except OSError:
             _end(0)  # nobody is left to hear it
+
+
+def _give_up(error: str) -> NoReturn:
+    """No task can compute here any more, and which of them did it cannot be told: a new process is the only cure."""
+    print(f"the CUDA context is beyond use: {error.splitlines()[0]}", file=sys.stderr, flush=True)  # noqa: T201
+    _end(DEVICE_BROKEN)
 
 
 def _end(status: int) -> NoReturn:
@@ -149,8 +188,13 @@ def main(arguments: list[str]) -> None:
     faulthandler.enable()
     channel = Channel(socket.socket(fileno=int(arguments[0])))
     device = WorkDevice(settings["kind"], settings["cores"], settings["seed"], settings["memory_bytes"])
+    worker = Worker(channel, device, settings["slots"])
     channel.send([(READY, {"pid": os.getpid(), "torch": str(device.torch.__version__)})])
-    Worker(channel, device, settings["slots"]).serve()
+    try:
+        worker.serve()
+    except Exception:
+        traceback.print_exc()
+        _end(1)  # the interpreter's own end would wait for the tasks
     _end(0)
 
 

@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 
 from altlas_core.backends.base import Backend
 from altlas_core.distributor import Distributor
+from altlas_core.drivers.patience import Patience
 from altlas_core.events import (
     RANK_CANCEL,
     RANK_DEVICE,
@@ -47,7 +48,6 @@ Due = Callable[[float, Any], Fact | None]
 Inbox = queue.SimpleQueue[Fact | None]  # None only wakes the driver
 
 FOREVER: Final = float("inf")
-HOPELESS_CHECKS: Final = 100  # as in virtual time
 RANKS: Final[dict[type, int]] = {
     AttemptFinished: RANK_ENDED,
     AttemptFailed: RANK_ENDED,
@@ -137,7 +137,8 @@ class RealtimeDriver:
         self._began_s = 0.0  # on the clock
         self._samples = 0
         self._next_sample_s = FOREVER
-        self._hopeless = 0
+        self._patience = Patience()
+        self._news = False  # whether a fact was applied since the last decision
         self._stopping = False
 
     # --- the mailbox ----------------------------------------------------------------------------------------------
@@ -301,6 +302,7 @@ class RealtimeDriver:
             self._apply_own(now)
 
     def _apply(self, now: float, fact: Fact) -> None:
+        self._news = True
         if self._log is not None:
             self._log.fact(now, fact)
         actions = self._distributor.on_event(now, fact)
@@ -316,7 +318,9 @@ class RealtimeDriver:
             self._apply(now, self._own.popleft())
 
     def _decide(self, now: float) -> None:
-        actions = self._distributor.dispatch(now)
+        """Decide once about what was applied since the last time; without a fact it could not be replayed."""
+        actions = self._distributor.dispatch(now) if self._news else ()
+        self._news = False
         if actions:
             self._perform(now, actions)
             if self._own:
@@ -329,7 +333,6 @@ class RealtimeDriver:
             if log is not None:
                 log.action(now, action)
             if type(action) is Attempt:
-                self._hopeless = 0
                 backend.start(now, action)
             elif type(action) is SetTimer:
                 self.post_at(action.time_s, RANK_TIMER, _fire, action.timeout_s)
@@ -343,7 +346,7 @@ class RealtimeDriver:
             if not device.lost:
                 self._apply(now, self._reading(now, device.gpu_id))
         self.post_at(now + self._check_interval_s, RANK_DEVICE, self._check_health, None)
-        return self._despair()
+        return self._patience.judge(self._distributor, self._heap, self._check_health)
 
     def _check_device(self, now: float, gpu_id: int) -> Fact:
         return self._reading(now, gpu_id)
@@ -351,19 +354,6 @@ class RealtimeDriver:
     def _reading(self, now: float, gpu_id: int) -> Fact:
         sample = self._backend.sample(now, gpu_id)
         return DeviceLost(gpu_id, "no longer answers") if sample is None else DeviceSampled(gpu_id, sample)
-
-    def _despair(self) -> Fact | None:
-        """Tasks wait, nothing runs, nothing else is planned: after enough checks like this, say so."""
-        devices = self._distributor.pool.devices
-        stuck = self._distributor.open_tasks and len(self._heap) == 1 and not any(d.running for d in devices)
-        self._hopeless = self._hopeless + 1 if stuck else 0
-        if self._hopeless < HOPELESS_CHECKS:
-            return None
-        self._hopeless = 0
-        states = ", ".join(f"GPU {device.gpu_id} {device.reason or device.state}" for device in devices[:4])
-        more = f" and {len(devices) - 4} more" if len(devices) > 4 else ""
-        why = f"no usable GPU in {HOPELESS_CHECKS} health checks, and nothing left that could change it"
-        return HopeLost(f"{why}: {states}{more}")
 
 
 def _nothing(*_: object) -> None:

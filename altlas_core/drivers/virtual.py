@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from altlas_core.backends.base import Backend
 from altlas_core.distributor import Distributor
+from altlas_core.drivers.patience import Patience
 from altlas_core.event_log import EventLog
 from altlas_core.events import (
     RANK_CANCEL,
@@ -24,9 +25,9 @@ from altlas_core.events import (
     Action,
     CancelRequested,
     DeviceLost,
+    DeviceReturned,
     DeviceSampled,
     Fact,
-    HopeLost,
     SetTimer,
     TaskSubmitted,
     TimerFired,
@@ -36,7 +37,6 @@ from altlas_core.model import Attempt, Task
 from altlas_core.telemetry import Telemetry
 
 FOREVER: Final = float("inf")
-HOPELESS_CHECKS: Final = 100  # health checks in a row at which nothing else is planned and nothing could start
 
 
 class VirtualDriver:
@@ -59,7 +59,8 @@ class VirtualDriver:
         self._heap: list[tuple[float, int, int, Callable[[float, Any], Fact | None], Any]] = []
         self._sequence = count()
         self._posted: deque[Fact] = deque()
-        self._hopeless = 0
+        self._patience = Patience()
+        self._news = False  # whether a health check has applied facts that the loop in _play did not see
 
     # --- the mailbox ----------------------------------------------------------------------------------------------
 
@@ -81,7 +82,7 @@ class VirtualDriver:
             if task.spec.cancel_s is not None:
                 self.post_at(task.spec.cancel_s, RANK_CANCEL, _cancel, task)
         for fault in faults:
-            self.post_at(fault.time_s, RANK_DEVICE, self._backend.inject, fault)
+            self.post_at(fault.time_s, RANK_DEVICE, self._break, fault)
         self.post_at(self._check_interval_s, RANK_DEVICE, self._check_health, None)
         try:
             self._play(tasks)
@@ -89,39 +90,45 @@ class VirtualDriver:
             self._backend.close()
         return self.now
 
-    def _play(self, tasks: Sequence[Task]) -> None:
-        heap, log, distributor = self._heap, self._log, self._distributor
-        dispatch = distributor.dispatch
-        now = 0.0
-        log_entry, start = log.entries.append, self._backend.start
+    def _play(self, tasks: Sequence[Task]) -> None:  # noqa: C901  the hot loop, written in one piece for speed
+        heap, distributor, queue, pool = self._heap, self._distributor, self._distributor.queue, self._distributor.pool
+        handlers, dispatch, bounded = distributor.handlers, distributor.dispatch, distributor.bounded
+        log_entry, start = self._log.entries.append, self._backend.start
         telemetry = self._telemetry
         next_sample = 0.0 if telemetry is not None else FOREVER
+        now = 0.0
+        news = False
+        fact: Fact | None
         arrived, total = 0, len(tasks)
         next_arrival = tasks[0].spec.submit_s if total else FOREVER
-        handlers = distributor.handlers
         while arrived < total or distributor.open_tasks:
-            entry = heap[0]  # never empty: the next health check is in it
-            now = entry[0]
-            if next_arrival < now or (next_arrival == now and entry[1] > RANK_SUBMIT):
+            now, rank, _, due, arg = heap[0]  # never empty: the next health check is in it
+            if next_arrival < now or (next_arrival == now and rank > RANK_SUBMIT):
                 now = next_arrival
                 if next_sample < now:
                     next_sample = self._sample_until(now, next_sample)
-                fact: Fact | None = TaskSubmitted(tasks[arrived])
+                fact = TaskSubmitted(tasks[arrived])
                 arrived += 1
                 next_arrival = tasks[arrived].spec.submit_s if arrived < total else FOREVER
             else:
                 if next_sample < now:
                     next_sample = self._sample_until(now, next_sample)
                 heappop(heap)
-                fact = entry[3](now, entry[4])
+                fact = due(now, arg)
             if fact is not None:
+                news = True
                 log_entry(now)
                 log_entry(fact)
                 actions = handlers[type(fact)](now, fact)
                 if actions:
                     self._perform(now, actions)
+            elif self._news:
+                news, self._news = True, False
             if heap[0][0] == now or next_arrival == now:
                 continue  # more facts of this instant before anything is decided
+            if not news or not ((pool.open and queue.count) or bounded):
+                continue  # there is nothing to decide, or nothing new to decide it by
+            news = False
             for action in dispatch(now):
                 log_entry(action)
                 if type(action) is Attempt:
@@ -157,38 +164,31 @@ class VirtualDriver:
         if isinstance(action, SetTimer):
             self.post_at(action.time_s, RANK_TIMER, _fire, action.timeout_s)
         elif isinstance(action, Attempt):
-            self._hopeless = 0
             self._backend.start(now, action)
         else:
             self._backend.stop(now, action.attempt, action.reason)
 
     # --- health ---------------------------------------------------------------------------------------------------
 
-    def _check_health(self, now: float, _: None) -> Fact | None:
+    def _check_health(self, now: float, _: None) -> None:
         for device in self._distributor.pool.devices:
-            if device.lost:
-                continue
-            sample = self._backend.sample(now, device.gpu_id)
-            if sample is None:
-                self._apply(now, DeviceLost(device.gpu_id, "no longer answers"))
-            else:
-                self._apply(now, DeviceSampled(device.gpu_id, sample))
+            if not device.lost:
+                self._news = True
+                self._apply(now, self._check_device(now, device.gpu_id))
         self.post_at(now + self._check_interval_s, RANK_DEVICE, self._check_health, None)
-        return self._despair()
+        hopeless = self._patience.judge(self._distributor, self._heap, self._check_health)
+        if hopeless is not None:
+            self._apply(now, hopeless)
 
-    def _despair(self) -> Fact | None:
-        """Tasks wait, nothing runs, nothing else is planned: after enough checks like this, say so."""
-        devices = self._distributor.pool.devices
-        stuck = len(self._heap) == 1 and not any(device.running for device in devices)
-        self._hopeless = self._hopeless + 1 if stuck else 0
-        if self._hopeless < HOPELESS_CHECKS:
-            return None
-        self._hopeless = 0
-        states = ", ".join(f"GPU {device.gpu_id} {device.reason or device.state}" for device in devices[:4])
-        more = f" and {len(devices) - 4} more" if len(devices) > 4 else ""
-        return HopeLost(
-            f"no usable GPU in {HOPELESS_CHECKS} health checks, and nothing left that could change it: {states}{more}"
-        )
+    def _break(self, now: float, fault: Fault) -> Fact | None:
+        fact = self._backend.inject(now, fault)
+        if type(fact) is DeviceReturned:  # it is looked at before anything is put on it
+            self.post_at(now, RANK_DEVICE, self._check_device, fault.gpu_id)
+        return fact
+
+    def _check_device(self, now: float, gpu_id: int) -> Fact:
+        sample = self._backend.sample(now, gpu_id)
+        return DeviceLost(gpu_id, "no longer answers") if sample is None else DeviceSampled(gpu_id, sample)
 
 
 def _cancel(now: float, task: Task) -> Fact | None:

@@ -33,6 +33,7 @@ class ThermalModel:
 
     idle_w: float
     dynamic_w: float
+    idle_c: float
     hottest_c: float
 
     def watts(self, active: float) -> float:
@@ -41,16 +42,23 @@ class ThermalModel:
 
     def steady_c(self, active: float) -> float:
         """Where the temperature would settle at this activity, degrees C."""
-        return min(IDLE_TEMPERATURE_C + (FULL_LOAD_TEMPERATURE_C - IDLE_TEMPERATURE_C) * active, self.hottest_c)
+        settled_c = self.idle_c + (FULL_LOAD_TEMPERATURE_C - self.idle_c) * active
+        return settled_c if settled_c < self.hottest_c else self.hottest_c
 
     def after(self, seconds: float, start_c: float, active: float) -> float:
         """The temperature after `seconds` of this activity, degrees C."""
         steady = self.steady_c(active)
-        return steady + (start_c - steady) * exp(-seconds / TIME_CONSTANT_S)
+        return steady + (start_c - steady) * decay_over(seconds)
+
+
+def decay_over(seconds: float) -> float:
+    """What is left after `seconds` of a distance from the steady temperature, as a share of it."""
+    return exp(-seconds / TIME_CONSTANT_S)
 
 
 def thermal_model(gpu: GpuModel, max_temperature_c: float) -> ThermalModel:
     """A catalog GPU's thermal model under a machine whose cooling is set up for `max_temperature_c`."""
     idle_w, slowdown = gpu.idle_w_or_estimate, gpu.slowdown_c_or_estimate
-    hottest = max(IDLE_TEMPERATURE_C, min(slowdown - COOLING_MARGIN_C, max_temperature_c))
-    return ThermalModel(idle_w, gpu.power_limit_w - idle_w, hottest)
+    idle_c = min(IDLE_TEMPERATURE_C, max_temperature_c)
+    hottest_c = max(idle_c, min(slowdown - COOLING_MARGIN_C, max_temperature_c))
+    return ThermalModel(idle_w, gpu.power_limit_w - idle_w, idle_c, hottest_c)

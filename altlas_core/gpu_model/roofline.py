@@ -16,8 +16,8 @@ from altlas_core.model import TaskSpec
 
 @dataclass(slots=True, frozen=True)
 class KernelCost:
-    """One kernel alone on one GPU. `intensity` (0 to 1) is its share of the GPU's peak arithmetic rate, `activity` (0 to
-    1) the share of the GPU's dynamic power it draws."""
+    """One kernel alone on one GPU. `intensity` (0 to 1) is its share of the GPU's peak arithmetic rate, `activity`
+    (0 to 1) the share of the GPU's dynamic power it draws."""
 
     seconds: float
     flops: float

@@ -93,7 +93,10 @@ def scenario_page(run: RunView, outcome: ScenarioOutcome, story: Story, command:
         outcome=outcome,
         story=story,
         command=command,
-        metrics=numbers.metric_rows(_telling_first(outcome)),
+        metrics=numbers.metric_rows(_single(_telling_first(outcome))),
+        detailed_metrics=numbers.metric_rows(
+            {name: value for name, value in outcome.metrics.items() if name not in _single(outcome.metrics)}
+        ),
         parameters=[(name, numbers.value_text(value)) for name, value in outcome.parameters.items()],
     )
 
@@ -125,9 +128,12 @@ def _environment() -> Environment:
 
 def key_metrics(outcome: ScenarioOutcome) -> list[tuple[str, str]]:
     """The few figures that stand for a scenario on the index: those it named itself, else its first single ones."""
-    metrics = _telling_first(outcome)
-    single = {name: value for name, value in metrics.items() if not isinstance(value, Mapping | list | tuple)}
-    return numbers.metric_rows(single)[:KEY_METRICS]
+    return numbers.metric_rows(_single(_telling_first(outcome)))[:KEY_METRICS]
+
+
+def _single(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics that are one value each; the others are tables of their own."""
+    return {name: value for name, value in metrics.items() if not isinstance(value, Mapping | list | tuple)}
 
 
 def _telling_first(outcome: ScenarioOutcome) -> dict[str, Any]:

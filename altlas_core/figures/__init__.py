@@ -1,0 +1,27 @@
+"""Results -> figures for plotly.js, as plain dicts {"data", "layout"}. Titles state the finding; small JSON."""
+
+from altlas_core.figures.comparisons import (
+    balance,
+    iteration_times,
+    latencies,
+    links,
+    makespans,
+    scaling,
+    throughput,
+)
+from altlas_core.figures.telemetry import memory_bars, queue_depth, readings
+from altlas_core.figures.timeline import timeline
+
+__all__ = [
+    "balance",
+    "iteration_times",
+    "latencies",
+    "links",
+    "makespans",
+    "memory_bars",
+    "queue_depth",
+    "readings",
+    "scaling",
+    "throughput",
+    "timeline",
+]

@@ -1,0 +1,103 @@
+"""The results of a benchmark as a Markdown table: one function each, by name in TABLES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+MIB = 1024**2
+Found = dict[str, Any]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns padded to one width, so that it reads well as text too; all but the first to the right."""
+    lines = [list(head), *map(list, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    marks = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+
+    def text(cells: Sequence[str]) -> str:
+        first = cells[0].ljust(widths[0])
+        rest = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        return "| " + " | ".join([first, *rest]) + " |"
+
+    return "\n".join([text(lines[0]), text(marks), *map(text, lines[1:])])
+
+
+def between(values: Found, scale: float = 1.0, digits: int = 0) -> str:
+    """median (lowest to highest)"""
+    low, median, high = (f"{values[key] * scale:,.{digits}f}" for key in ("min", "median", "max"))
+    return f"{median} ({low} to {high})"
+
+
+def scheduler(found: Found) -> str:
+    parts = []
+    for machine in found["machines"]:
+        rows = [
+            (name, between(c["per_s"]), f"{c['per_cpu_s']['median']:,.0f}", f"{c['virtual_s']:,.1f}")
+            for name, c in machine["contestants"].items()
+        ]
+        title = (
+            f"{machine['gpus']:,} GPUs x {machine['slots']} slots, {machine['tasks']:,} tasks, "
+            f"{machine['rounds']} rounds"
+        )
+        head = (title, "tasks/s: median (range)", "tasks per CPU s", "virtual s")
+        parts.append(table(head, rows))
+    return "\n\n".join(parts)
+
+
+def memory(found: Found) -> str:
+    rows = [
+        (f"`{name}`", f"{step['wall_s']:.1f}", f"{step['peak_bytes'] / MIB:,.0f}")
+        for name, step in found["steps"].items()
+    ]
+    return table((f"{found['tasks']:,} tasks, {found['gpus']} GPUs, after", "seconds", "peak MiB so far"), rows)
+
+
+def import_time(found: Found) -> str:
+    heavy = ", ".join(found["heavy_loaded"]) or "none"
+    rows = [
+        (f"`import altlas_core`, ms, {found['rounds']} fresh interpreters", between(found["seconds"], 1e3)),
+        (f"loaded of {', '.join(found['heavy_looked_for'])}", heavy),
+    ]
+    return table(("", "median (range)"), rows)
+
+
+def decision_cost(found: Found) -> str:
+    rows = []
+    for row in found["rows"]:
+        few, many = row["seconds_per_decision"]["8"], row["seconds_per_decision"]["1024"]
+        name = f"{row['strategy']}, {'all' if row['slots_taken'] == 1.0 else 'half'} of the slots taken"
+        rows.append((name, between(few, 1e6, 2), between(many, 1e6, 2), f"{many['median'] / few['median']:.2f}"))
+    return table(("microseconds per decision", "8 GPUs", "1,024 GPUs", "ratio"), rows)
+
+
+def suite(found: Found) -> str:
+    rows = [(f"whole suite, rounds: {found['rounds']}", between(found["wall_s"], 1.0, 1))]
+    rows += [(f"of it {name}", between(values, 1.0, 1)) for name, values in found["scenario_wall_s"].items()]
+    rows.append(("passed", "yes" if found["passed"] else "NO"))
+    rows.append(("folder, MiB", f"{found['folder_bytes'] / MIB:.2f}"))
+    return table(("", "seconds: median (range)"), rows)
+
+
+def dispatch(found: Found) -> str:
+    rows = [
+        ("no-op tasks/s", f"{found['tasks_per_s']:,.0f}", f"{found['peer_tasks_per_s']:,.0f}"),
+        (
+            "one at a time, p50, microseconds",
+            f"{found['latency_p50_s'] * 1e6:,.0f}",
+            f"{found['peer_latency_p50_s'] * 1e6:,.0f}",
+        ),
+        ("tasks/s, ratio: median (lowest)", f"{found['ratio']:.2f} ({found['ratio_min']:.2f})", "1"),
+    ]
+    head = (f"{found['tasks']:,} no-op tasks, {found['rounds']} rounds", "altlas", "ProcessPoolExecutor")
+    return table(head, rows)
+
+
+TABLES: dict[str, Callable[[Found], str]] = {
+    "scheduler": scheduler,
+    "decision_cost": decision_cost,
+    "memory": memory,
+    "dispatch": dispatch,
+    "suite": suite,
+    "import_time": import_time,
+}

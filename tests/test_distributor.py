@@ -307,7 +307,16 @@ def test_a_hold_ends_when_its_task_starts() -> None:
     assert bench.at(61.5, failed(1), bench.submit(gib=2)) == ["start 1.2 on 0", "start 2.1 on 0"]
 
 
-# FAULT 1
+def test_a_hold_does_not_come_back_with_its_task() -> None:
+    """It started and failed before anybody else was looked at; on its return it holds nothing until it misses again."""
+    bench = held_bench(10, 13)
+    assert bench.at(61.0, finished(1)) == ["start 2.1 on 1"]
+    assert bench.at(62.0, bench.submit(gib=1, gpu_id=1, priority="high"), failed(2)) == [
+        "start 2.2 on 1",
+        "start 3.1 on 1",
+    ]
+
+
 def test_a_gpu_that_others_have_filled_for_good_is_not_held_against_tasks_that_fit() -> None:
     bench = Bench(10, slots=9, priority_aging=60)
     bench.at(0.0, sampled(foreign_memory_bytes=5 << 30), bench.submit(gib=8))
@@ -315,7 +324,6 @@ def test_a_gpu_that_others_have_filled_for_good_is_not_held_against_tasks_that_f
     assert bench.at(120.0, bench.submit(gib=4)) == ["start 2.1 on 0"]
 
 
-# FAULT 1
 def test_the_gpu_held_is_one_that_can_come_to_have_room() -> None:
     """GPU 0 has more left than GPU 1, but others hold so much of it that only GPU 1 can ever empty far enough."""
     bench = Bench(10, 10, slots=9, priority_aging=60)
@@ -324,7 +332,6 @@ def test_the_gpu_held_is_one_that_can_come_to_have_room() -> None:
     assert bench.at(61.0, finished(0)) == ["start 1.1 on 1", "start 2.1 on 1"]
 
 
-# FAULT 1
 def test_a_hold_ends_when_a_reading_shows_that_the_gpu_can_no_longer_hold_the_task() -> None:
     bench = held_bench(10)
     assert bench.at(61.0, bench.submit(gib=1)) == []
@@ -698,6 +705,13 @@ def test_foreign_memory_shrinks_what_is_reserved() -> None:
     assert bench.at(4.0, *(finished(i) for i in range(5))) == ["start 7.1 on 0"]
 
 
+def test_a_task_that_needs_no_memory_runs_on_a_gpu_that_is_over_full() -> None:
+    bench = Bench(10)
+    bench.at(0.0, bench.submit(gib=9))
+    bench.at(1.0, sampled(foreign_memory_bytes=4 << 30))
+    assert bench.at(2.0, bench.submit(gib=0), bench.submit(gib=0.001)) == ["start 1.1 on 0"]
+
+
 def test_a_sample_that_is_silent_about_foreign_memory_gives_the_room_back() -> None:
     bench = Bench(10)
     bench.at(0.0, sampled(foreign_memory_bytes=9 << 30))
@@ -763,6 +777,15 @@ def test_a_late_result_is_counted() -> None:
     assert bench.distributor.stale["AttemptStopped"] == 1
 
 
+@pytest.mark.parametrize("late", [finished(0), failed(0)])
+def test_every_kind_of_late_result_is_counted(late: Fact) -> None:
+    bench = Bench()
+    bench.at(0.0, bench.submit())
+    bench.at(1.0, cancel(0))
+    bench.at(2.0, late)
+    assert bench.distributor.stale == {"late result": 1}
+
+
 def test_cancelling_what_is_final_changes_nothing_and_is_counted() -> None:
     bench = Bench()
     bench.at(0.0, bench.submit())
@@ -808,9 +831,10 @@ def illegal_facts() -> list[tuple[str, Fact, str]]:
         ("a GPU that is not there is lost", lost(7), "GPU 7"),
         ("a GPU that is not there is sampled", sampled(-1), "GPU -1"),
         ("a GPU that is not there returns", returned(7), "GPU 7"),
-        ("a crash of a task never submitted", crashed((99, 1)), "never submitted"),  # FAULT 13
-        ("a crash of an attempt never made", crashed((0, 9)), "task-000000 is RUNNING"),  # FAULT 13
-        ("a crash of which one attempt was never made", crashed((0, 1), (0, 9)), "task-000000"),  # FAULT 13
+        ("a crash on a GPU that is not there", crashed((0, 1), gpu_id=7), "GPU 7"),
+        ("a crash of a task never submitted", crashed((99, 1)), "never submitted"),
+        ("a crash of an attempt never made", crashed((0, 9)), "task-000000 is RUNNING"),
+        ("a crash of which one attempt was never made", crashed((0, 1), (0, 9)), "task-000000"),
     ]
 
 
@@ -836,7 +860,7 @@ def test_submitting_twice_raises_and_changes_nothing() -> None:
     assert deep_snapshot(bench.distributor) == before
 
 
-def test_something_that_is_no_fact_raises_state_error() -> None:  # FAULT 13
+def test_something_that_is_no_fact_raises_state_error() -> None:
     bench = Bench()
     with pytest.raises(StateError):
         bench.distributor.on_event(0.0, "finished")  # type: ignore[arg-type]

@@ -219,7 +219,6 @@ def test_round_robin_goes_on_after_the_one_chosen_last_past_those_that_do_not_fi
     assert choices(make_pool(4, 10, 4, 10, slots=4), "round_robin", [1, 5, 1, 5, 1]) == [0, 1, 2, 3, 0]
 
 
-# FAULT 5
 def test_a_round_robin_task_that_fits_nowhere_does_not_take_a_turn() -> None:
     pool = make_pool(10, 4, 10, slots=9)
     assert choices(pool, "round_robin", [2, 2, 2, 1, 1]) == [0, 1, 2, 0, 1]
@@ -287,7 +286,7 @@ def test_a_miss_is_forgotten_when_memory_comes_back(strategy: str) -> None:
     assert pool.place(big, need, 0) is pool.devices[0]
 
 
-def test_memory_once_followed_is_not_followed_for_ever() -> None:  # FAULT 12a
+def test_memory_once_followed_is_not_followed_for_ever() -> None:
     """One task with memory_optimized must not make every later start and end leave something behind."""
     pool = make_pool(10, 10, slots=4)
     choices(pool, "memory_optimized", [1])
@@ -418,7 +417,7 @@ def test_its_error_is_named_with_the_task() -> None:
     [7, -1, "GPU 0", 0.5, True, [], lambda gpus: gpus, lambda gpus: {"gpu_id": 0}],
     ids=["7", "-1", "text", "0.5", "True", "empty list", "all of them", "a dict"],
 )
-def test_an_answer_that_is_none_of_those_offered_is_an_error(answer: Any) -> None:  # the lists, True: FAULT 9
+def test_an_answer_that_is_none_of_those_offered_is_an_error(answer: Any) -> None:
     with pytest.raises(StrategyError, match="must return one of the GPUs it was offered"):
         run_with(lambda task, gpus: answer(gpus) if callable(answer) else answer, mine(1))
 

@@ -71,7 +71,7 @@ def test_a_recorded_log_replays_to_the_same_decisions(
     faults: list[altlas.Fault],
     max_queue: int,
     aging: float,
-) -> None:  # FAULT 2
+) -> None:
     for record, after in zip(records, cancels, strict=False):
         record["cancel_s"] = record["submit_s"] + after
     records = records + [{"submit_s": at, "iterations": 500_000, "memory_bytes": GIB} for at in iterations]
@@ -89,7 +89,6 @@ def test_a_recorded_log_replays_to_the_same_decisions(
             assert getattr(twin, name) == getattr(task, name)
 
 
-# FAULT 2
 @pytest.mark.parametrize("pace", [0.0, 2000.0], ids=["in virtual time", "in real time"])
 def test_a_decision_is_never_taken_at_an_instant_of_which_the_log_knows_nothing(pace: float) -> None:
     """At 61 s only a fault of the readings begins, which is no fact; the hold must be taken at 62 s, in both."""
@@ -254,7 +253,7 @@ SUBMITTED = sample_log()[1]
         ],
     ],
 )
-def test_garbage_is_an_error_with_its_line_not_a_traceback(lines: list[str]) -> None:  # FAULT 8
+def test_garbage_is_an_error_with_its_line_not_a_traceback(lines: list[str]) -> None:
     with pytest.raises(altlas.AltlasError, match=r"line \d|strategy"):
         replay(lines)
 
@@ -274,4 +273,4 @@ def test_a_run_in_real_time_replays_and_decides_as_virtual_time_does() -> None:
     assert time.monotonic() - before < 30.0
     assert replay(paced.event_lines()).difference is None
     virtual = run(records, faults, **over)
-    assert list(paced.event_lines())[1:] == list(virtual.event_lines())[1:]  # FAULT 11
+    assert list(paced.event_lines())[1:] == list(virtual.event_lines())[1:]

@@ -294,7 +294,7 @@ def test_a_stopped_neighbour_gives_its_share_back() -> None:
 
 
 @pytest.mark.parametrize("kind", ["noop", "sleep", "linear", "raise_error", "crash_worker", "hang"])
-def test_tasks_of_no_length_begin_and_end_at_once_and_take_a_slot_for_it(kind: str) -> None:  # FAULT 4
+def test_tasks_of_no_length_begin_and_end_at_once_and_take_a_slot_for_it(kind: str) -> None:
     result = run([{"kind": kind, "duration_s": 0.0, "submit_s": 1.0}] * 10, retry_count=1)
     assert set(result.tasks.finished_s) == {1.0}
     assert result.tasks.state.nunique() == 1
@@ -384,7 +384,7 @@ def test_a_gpu_cools_down_when_it_rests() -> None:
     assert resting.iloc[-1] < 31.0
 
 
-@pytest.mark.parametrize("limit", [20.0, 31.0, 40.0, 55.5, 74.0, 85.0])  # 20: FAULT 6
+@pytest.mark.parametrize("limit", [20.0, 31.0, 40.0, 55.5, 74.0, 85.0])
 def test_own_load_never_makes_a_gpu_unhealthy_however_low_max_temperature_is(limit: float) -> None:
     records = [{"submit_s": 1.5, "duration_s": 250.0, **BIG, "batch": 8192}] * 6
     over = {"gpu.detection.max_temperature": limit, "gpu.detection.health_check_interval": 1.0}
@@ -400,7 +400,7 @@ def test_own_load_never_makes_a_gpu_unhealthy_however_low_max_temperature_is(lim
     steps=st.lists(st.tuples(st.floats(1e-9, 500.0), st.floats(0.0, 1.0)), max_size=20),
 )
 def test_no_course_of_load_heats_the_model_past_max_temperature(limit: float, steps: list[tuple[float, float]]) -> None:
-    """Only rounding may show: health compares with `>`, so what is read must not pass it either."""  # FAULT 6
+    """Only rounding may show: health compares with `>`, so what is read must not pass it either."""
     model = thermal_model(find_model("A100"), limit)
     warm = min(30.0, limit)
     for seconds, active in steps:
@@ -465,7 +465,6 @@ def test_heat_below_the_limit_harms_nobody_but_is_read() -> None:
     assert {device.state for device in result.pool} == {"AVAILABLE"}
 
 
-# FAULT 7
 def test_a_gpus_own_heat_goes_on_under_an_overheat_fault() -> None:
     record = {"duration_s": 200.0, **BIG}
     calm = run([record]).telemetry.set_index("time_s").temperature_c
@@ -516,7 +515,6 @@ def test_a_fault_without_an_end_lasts_and_all_gpus_unhealthy_ends_with_a_reason(
     assert result.virtual_s <= 70.0 + 101 * 60.0
 
 
-# FAULT 3
 def test_the_end_of_hope_does_not_wait_for_timers_of_tasks_long_gone() -> None:
     records = [{"duration_s": 1.0, "timeout_s": 1e6}, {"submit_s": 70.0, "duration_s": 1.0}]
     result = run(records, faults=[fault(2.0, "overheat", value=99.0)], **{"telemetry.interval": 1e4})
@@ -524,7 +522,6 @@ def test_the_end_of_hope_does_not_wait_for_timers_of_tasks_long_gone() -> None:
     assert result.virtual_s <= 70.0 + 101 * 60.0
 
 
-# FAULT 3
 def test_a_long_rest_is_no_reason_to_lose_hope() -> None:
     records = [{"duration_s": 1.0}, {"submit_s": 20_000.0, "duration_s": 1.0}]
     result = run(records, **{"telemetry.interval": 1e4})
@@ -532,14 +529,12 @@ def test_a_long_rest_is_no_reason_to_lose_hope() -> None:
     assert set(result.tasks.state) == {"COMPLETED"}
 
 
-# FAULT 3
 def test_short_tasks_between_the_checks_are_no_reason_to_lose_hope() -> None:
     records = [{"submit_s": 10.0 + 60.0 * i, "duration_s": 1.0, "timeout_s": 5.0} for i in range(150)]
     result = run(records, **{"telemetry.interval": 1e4})
     assert facts(result, "HopeLost") == []
 
 
-# FAULT 3
 def test_who_waits_for_a_gpu_gets_all_the_checks_however_long_nobody_did_before() -> None:
     faults = [fault(1.0, "overheat", value=99.0)]
     result = run([{"submit_s": 5_000.0, "duration_s": 1.0}], faults=faults, **{"telemetry.interval": 1e4})
@@ -583,12 +578,12 @@ def test_a_fault_on_a_gpu_that_is_not_there_is_refused() -> None:
         run([{"duration_s": 1.0}], faults=[fault(1.0, "lose_gpu", 3)])
 
 
-def test_a_machine_without_devices_is_refused() -> None:  # FAULT 13
+def test_a_machine_without_devices_is_refused() -> None:
     with pytest.raises(altlas.AltlasError):
         altlas.run(altlas.load_config(None, {}, environ={}), altlas.Workload.from_records([]), devices=())
 
 
-def test_a_threshold_that_leaves_no_memory_still_gives_a_result() -> None:  # FAULT 10
+def test_a_threshold_that_leaves_no_memory_still_gives_a_result() -> None:
     result = run([{"kind": "noop"}, {"duration_s": 1.0}], **{"gpu.detection.memory_threshold": 1e-12})
     assert list(result.tasks.state) == ["COMPLETED", "FAILED"]
     assert all(check.passed for check in result.checks)

@@ -256,7 +256,8 @@ BROKEN_CONTEXT = """
 
 def test_a_worker_whose_context_is_broken_ends_instead_of_blaming_one_task() -> None:
     program = textwrap.dedent(BROKEN_CONTEXT)
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert describe_exit(ended.returncode, ended.stderr.strip()) == (
         "exit status 70: the CUDA context is beyond use: RuntimeError: raise_error: this kind of task always fails"
     )
@@ -514,3 +515,10 @@ def test_a_device_may_be_lost_and_return_while_its_worker_is_starting(bench: Ben
     bench.backend.return_device(1)
     assert bench.mail.next() == DeviceLost(1, "test")
     assert bench.mail.next() == DeviceReturned(1)
+
+
+def test_a_worker_killed_by_a_fault_of_one_run_is_no_news_in_the_next(bench: Bench) -> None:
+    bench.backend.crash_worker(1)
+    bench.open()
+    bench.start(kind="noop", gpu_id=1)
+    assert isinstance(bench.mail.next(), AttemptFinished)

@@ -49,10 +49,10 @@ def test_runs_of_a_block_share_workers_and_none_is_left_after_it() -> None:
         with warm.keep():  # belongs to the outer one
             run([LINEAR], seed=7)
         assert workers() == first
-        result = run([{"kind": "sleep", "duration_s": 0.2, "gpu_id": 0}] * 5, slots=5)
-        assert workers() == first
-        assert max(result.telemetry.running_tasks) == 5
-        assert result.virtual_s < 5 * 0.2
+        hang = {"kind": "hang", "duration_s": 600.0, "timeout_s": 1.5, "gpu_id": 0}
+        result = run([hang] * 3 + [LINEAR | {"gpu_id": 0}], slots=4)  # of which the worker was told
+        assert list(result.tasks.attempts) == [1, 1, 1, 1]
+        assert result.tasks.state[3] == "COMPLETED"
     assert not workers()
     run([LINEAR])
     assert not workers()

@@ -146,7 +146,7 @@ class Worker:
             iterations, detail = RUNNERS[order.kind](self._device, order, stop, begun_s)
         except BaseException as error:
             text = f"{type(error).__name__}: {error}"
-            if False:
+            if self._device.broken():
                 _give_up(text)
             out_of_memory = self._device.out_of_memory(error)
         else:

@@ -20,13 +20,15 @@ class Scenario:
     notebook: str
     section: str
 
-    @property
-    def run(self) -> Callable[[Settings], ScenarioResult]:
-        """The scenario itself; its module is imported now."""
+    def run(self, settings: Settings) -> ScenarioResult:
+        """Run it; its module is imported now. Workers of real devices stay warm from one of its runs to the next."""
         from importlib import import_module
 
+        from altlas_core.backends import warm
+
         function: Callable[[Settings], ScenarioResult] = import_module(f"altlas_core.scenarios.{self.name}").run
-        return function
+        with warm.keep():
+            return function(settings)
 
 
 SCENARIOS: Final[dict[str, Scenario]] = {

@@ -21,6 +21,7 @@ from altlas_core.yaml_text import YamlTextError, parse_yaml
 __all__ = ["Settings", "all_keys", "from_dict", "load_config", "to_dict", "with_overrides"]
 
 ENV_PREFIX: Final = "ALTLAS_"
+NOT_SETTINGS: Final = frozenset({"ALTLAS_API_KEY"})  # a secret of the HTTP API, never written to a report
 MAX_FILE_BYTES: Final = 2**20
 MIN_LIKENESS: Final = 0.6  # of two names, 1 = equal; less alike than this is no hint
 
@@ -150,10 +151,18 @@ class _Found:
         self._add_section(Settings, "", tree, source)
 
     def add_environment(self, environ: Mapping[str, str]) -> None:
-        """ALTLAS_A__B=value for a.b. Names without `__` that are no top-level key belong to others."""
+        """ALTLAS_A__B=value for a.b. Any other ALTLAS_ name but NOT_SETTINGS is a mistake: an underscore too few."""
         for name in sorted(environ):
+            if not name.startswith(ENV_PREFIX) or name in NOT_SETTINGS:
+                continue
             parts = name.removeprefix(ENV_PREFIX).lower().split("__")
-            if not name.startswith(ENV_PREFIX) or (len(parts) == 1 and parts[0] not in _children(Settings)):
+            if len(parts) == 1 and parts[0] not in _children(Settings):
+                known = [ENV_PREFIX + key.upper().replace(".", "__") for key in all_keys()]
+                hint = nearest(name, known)
+                self.problems.append(
+                    f"environment variable {name}: is no setting; allowed: {ENV_PREFIX} and a key of config.yaml, "
+                    f"with __ between its levels.{hint}"
+                )
                 continue
             self._add_text(".".join(parts), environ[name], f"environment variable {name}: ", empty_is_unset=True)
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, TypeVar, cast
 
 from altlas_core import rules
-from altlas_core.errors import nearest
+from altlas_core.device_names import parse_devices
+from altlas_core.errors import DeviceError, nearest
 from altlas_core.rules import Number, RefusedError, Rule, shown
 
 T = TypeVar("T")
@@ -49,15 +50,21 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 def _device_entries(value: Any) -> tuple[str, ...]:
-    entries = [value] if isinstance(value, str) else value
-    if not isinstance(entries, (list, tuple)) or not all(isinstance(e, str) and e.strip() for e in entries):
+    given = [value] if isinstance(value, str) else value
+    usable = isinstance(given, (list, tuple)) and all(isinstance(entry, str) for entry in given)
+    entries = [part for entry in given for part in entry.split(",")] if usable else []
+    if not usable or not all(entry.strip() for entry in entries):
         raise RefusedError(
             f"{shown(value)} is not a list of device specs; allowed: texts like '8x A100-SXM4-80GB', 'cpu:2' or "
             "'cuda:0', or an empty list for the default"
         )
     if len(entries) > MAX_ENTRIES:
         raise RefusedError(f"{len(entries)} entries are too many; allowed: at most {MAX_ENTRIES}")
-    return tuple(entries)
+    try:
+        parse_devices(entries)
+    except DeviceError as problem:
+        raise RefusedError(str(problem)) from None
+    return tuple(entry.strip() for entry in entries)
 
 
 def _records(kind: type[T]) -> Rule:

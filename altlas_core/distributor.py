@@ -17,7 +17,7 @@ The rules:
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from altlas_core.config_schema import GpuSettings
@@ -106,6 +106,10 @@ class Distributor:
         if handler is None:
             raise StateError(f"{fact!r} is no fact; facts are {', '.join(kind.__name__ for kind in self.handlers)}")
         return handler(now, fact)
+
+    def waiting(self) -> Iterator[Task]:
+        """The tasks that wait, in no particular order."""
+        return self.queue.waiting(self._all_needs())
 
     # --- decisions ------------------------------------------------------------------------------------------------
 
@@ -426,7 +430,7 @@ class Distributor:
         return _NO_ACTIONS
 
     def _on_hope_lost(self, now: float, fact: HopeLost) -> Sequence[Action]:
-        for task in sorted(self.queue.waiting(self._all_needs()), key=lambda task: task.index):
+        for task in sorted(self.waiting(), key=lambda task: task.index):
             self._end_waiting(now, task, FAILED, "device_lost", fact.reason)
         return _NO_ACTIONS
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from random import Random
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from altlas_core.errors import StrategyError, nearest
 from altlas_core.model import Task
@@ -28,8 +27,7 @@ class PoolView(Protocol):
     def most_free(self, candidates: int) -> int: ...
 
 
-@dataclass(slots=True, frozen=True)
-class Gpu:
+class Gpu(NamedTuple):
     """A GPU as a user's strategy sees it: facts, what is reserved now, the last health reading (None: not known)."""
 
     gpu_id: int

@@ -159,6 +159,30 @@ def test_variables_that_are_not_ours_or_empty_do_not_matter() -> None:
     assert got == with_overrides(load_config(environ={}), {"seed": 7})
 
 
+@pytest.mark.parametrize("name", ["ALTLAS_GPU_BACKEND", "ALTLAS_BOGUS"])
+def test_a_variable_that_is_almost_a_setting_is_an_error(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"environment variable {name}: is no setting"):
+        load_config(None, None, {name: "cpu"})
+
+
+def test_one_underscore_too_few_is_recognised() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'ALTLAS_GPU__BACKEND'"):
+        load_config(None, None, {"ALTLAS_GPU_BACKEND": "cpu"})
+
+
+def test_devices_may_be_one_text_with_commas() -> None:
+    got = load_config(None, None, {"ALTLAS_GPU__DEVICES": "4x T4, L4"})
+    assert got.gpu.devices == ("4x T4", "L4")
+
+
+@pytest.mark.parametrize(("spec", "told"), [("0x T4", "allowed"), ("4x A10O", "Did you mean 'A10'"), ("x", "allowed")])
+def test_a_bad_device_spec_is_found_where_it_is_written(tmp_path: Path, spec: str, told: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"gpu: {{devices: ['{spec}']}}\n")
+    with pytest.raises(ConfigError, match=f"c.yaml.*gpu.devices.*{told}"):
+        load_config(path, None, {})
+
+
 # Round trip
 
 

@@ -23,6 +23,9 @@ LAYERS: dict[str, float] = {
     "kinds": 0,
     "rules": 0.5,  # says which name is nearest, as errors does
     "yaml_text": 0,
+    "gpu_model.catalog_data": 0,
+    "gpu_model.catalog": 0.5,  # facts with names, which the settings may mention
+    "device_names": 0.7,
     "events": 1,
     "strategies": 1,
     "workload_csv": 1,
@@ -33,7 +36,6 @@ LAYERS: dict[str, float] = {
     "gpu_model.": 2,
     "task_queue": 2,
     "pool": 2.5,
-    "device_names": 2.5,
     "intake": 3,
     "event_log": 3,
     "distributor": 3,
@@ -73,7 +75,7 @@ MODULES = modules()
 def home(module: str) -> str:
     """The entry of LAYERS a module belongs to."""
     package = module.split(".", maxsplit=1)[0] + "."
-    return package if package in LAYERS else module
+    return package if package in LAYERS and module not in LAYERS else module
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:

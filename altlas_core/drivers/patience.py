@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from altlas_core.distributor import Distributor
 from altlas_core.events import RANK_TIMER, HopeLost
+from altlas_core.strategies import USER_STRATEGIES
 
 HOPELESS_CHECKS: Final = 100  # health checks in a row that changed nothing
 Planned = tuple[float, int, int, Callable[..., Any], Any]  # (time_s, rank, sequence, due, arg)
@@ -37,6 +38,6 @@ class Patience:
         self._checks = 0
         states = ", ".join(f"GPU {device.gpu_id} {device.reason or device.state}" for device in devices[:4])
         more = f" and {len(devices) - 4} more" if len(devices) > 4 else ""
-        return HopeLost(
-            f"no usable GPU in {HOPELESS_CHECKS} health checks, and nothing left that could change it: {states}{more}"
-        )
+        why = f"no usable GPU in {HOPELESS_CHECKS} health checks, and nothing left that could change it: {states}{more}"
+        names = sorted({task.demand.strategy for task in distributor.waiting()} & USER_STRATEGIES.keys())
+        return HopeLost(f"{why}; declined by strategy {', '.join(names)}" if names else why)

@@ -30,19 +30,30 @@ GPU_COUNTS = (1, 2, 4, 8)
 MOST_GPUS = 8  # the load is that of so many GPUs at most, however large the machine
 MOST_SLOTS = 4
 ROUNDING = 1e-9
-ALONE_METRICS = {  # key of a row -> name of the metric
-    "iterations_per_s": "iterations_per_s",
-    "tflops": "arithmetic_tflops",
-    "iteration_p50_ms": "iteration_p50_ms",
-    "iteration_p95_ms": "iteration_p95_ms",
-    "iteration_p99_ms": "iteration_p99_ms",
-    "memory_max_bytes": "memory_max_bytes",
-    "utilization_mean_pct": "utilization_mean_pct",
-    "temperature_mean_c": "temperature_mean_c",
-    "temperature_max_c": "temperature_max_c",
-    "power_mean_w": "power_mean_w",
-    "power_max_w": "power_max_w",
-}
+ROW_METRICS = (  # of a model under a load
+    "iterations_per_s",
+    "achieved_tflops",
+    "iteration_p50_ms",
+    "iteration_p95_ms",
+    "iteration_p99_ms",
+    "task_p50_s",
+    "task_p95_s",
+    "task_p99_s",
+    "memory_mean_bytes",
+    "memory_max_bytes",
+    "utilization_mean_pct",
+    "utilization_max_pct",
+    "temperature_mean_c",
+    "temperature_max_c",
+    "power_mean_w",
+    "power_max_w",
+)
+READINGS = (  # column of the telemetry, name and unit of the metric
+    ("memory_used_bytes", "memory", "_bytes"),
+    ("utilization_pct", "utilization", "_pct"),
+    ("temperature_c", "temperature", "_c"),
+    ("power_w", "power", "_w"),
+)
 
 
 def run(settings: Settings) -> ScenarioResult:
@@ -66,8 +77,10 @@ def run(settings: Settings) -> ScenarioResult:
         "peak_tflops": None if peak is None else peak / 1e12,
         "scaling_gpus": most["gpus"],
         "scaling_efficiency_pct": most["efficiency_pct"],
-        "models": {model: {ALONE_METRICS[key]: row[key] for key in ALONE_METRICS} for model, row in alone.items()},
-        "loads": _by_model(rows, "tflops", "{load}_tflops"),
+        "models": {
+            model: {row["load"]: {name: row[name] for name in ROW_METRICS} for row in rows if row["model"] == model}
+            for model in alone
+        },
         "scaling": _by_model(scaling, "speedup", "speedup_on_{gpus}"),
     }
     keys = ["fastest_load_tflops", "fastest_model_iterations_per_s", "scaling_gpus", "scaling_efficiency_pct"]
@@ -142,9 +155,8 @@ def _measure(bench: Bench, case: ModelCase, phase: Phase) -> dict[str, Any]:
     row |= {f"task_p{percent}_s": percentile(latencies, percent) for percent in (50, 95, 99)}
     row |= {f"iteration_p{percent}_ms": value for percent, value in _iteration_ms(phase.attempts).items()}
     table = phase.telemetry
-    row["memory_max_bytes"] = _max(table["memory_used_bytes"])
-    for column, name in (("utilization_pct", "utilization"), ("temperature_c", "temperature"), ("power_w", "power")):
-        unit = column.removeprefix(name)
+    row["achieved_tflops"] = row["tflops"]
+    for column, name, unit in READINGS:
         readings = table[column].dropna()
         row[f"{name}_mean{unit}"] = float(readings.mean()) if len(readings) else None
         row[f"{name}_max{unit}"] = _max(readings)

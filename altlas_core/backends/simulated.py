@@ -124,7 +124,7 @@ class _Gpu:
         passed = now - self.mark_s
         if passed > 0.0:
             busy = 100.0 * (self._busy_until(now) - self.mark_busy_s) / passed
-            active = (self.active_s - self.mark_active_s) / passed
+            active = min(1.0, (self.active_s - self.mark_active_s) / passed)
         else:
             busy, active = 0.0, 0.0
         own_c = self.thermal.after(passed, self.mark_c, active)
@@ -242,6 +242,8 @@ class SimulatedBackend:
             if passed > 0.0:
                 busy = 100.0 * (busy_s - gpu.mark_busy_s) / passed
                 active = (gpu.active_s - gpu.mark_active_s) / passed
+                if active > 1.0:
+                    active = 1.0  # sums of shares may pass it by a rounding error
             if passed != decay_for:
                 decay_for, decay = passed, decay_over(passed)
             thermal = gpu.thermal

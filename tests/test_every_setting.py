@@ -1,6 +1,6 @@
 """Every key of the original's gpu section does something: changing it changes the tasks, the log or what is detected.
 
-The keys of the test section are the scenarios' (tests of the scenarios).
+So does every key of its test section: each changes what happens in its scenario, or leaves it out.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import queue
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from altlas_core.drivers.realtime import RealtimeDriver
 from altlas_core.events import RANK_SUBMIT, TaskSubmitted
 from altlas_core.intake import make_tasks
 from altlas_core.model import GIB, TaskSpec
+from altlas_core.scenarios import SCENARIOS, Scenario, enabled_scenarios
 
 Outcome = Any
 
@@ -185,3 +187,58 @@ def longest_sleep(interval_s: float) -> float:
 def test_queue_processing_interval_is_the_longest_the_real_time_driver_sleeps() -> None:
     assert longest_sleep(0.1) == pytest.approx(0.1)
     assert longest_sleep(0.75) == pytest.approx(0.75)
+
+
+# --- the keys of the scenarios ----------------------------------------------------------------------------------------
+
+SCENARIO_KEYS = {
+    "test.basic_functionality.input_size": ("basic_functionality", 512),
+    "test.basic_functionality.output_size": ("basic_functionality", 512),
+    "test.basic_functionality.duration": ("basic_functionality", 3),
+    "test.concurrent_processing.concurrent_tasks": ("concurrent_processing", 2),
+    "test.concurrent_processing.task_count": ("concurrent_processing", 12),
+    "test.concurrent_processing.input_size": ("concurrent_processing", 512),
+    "test.concurrent_processing.output_size": ("concurrent_processing", 512),
+    "test.concurrent_processing.duration": ("concurrent_processing", 1),
+    "test.performance.scenarios": (
+        "performance",
+        [{"name": "tiny", "input_size": 256, "output_size": 256, "duration": 1}],
+    ),
+    "test.error_handling.scenarios": (
+        "error_handling",
+        [
+            {"name": "gpu_overload", "concurrent_tasks": 6, "input_size": 8192, "output_size": 8192, "duration": 4},
+            {"name": "task_timeout", "input_size": 1024, "output_size": 1024, "duration": 320},
+        ],
+    ),
+}
+
+
+@cache
+def facts_of(scenario: str) -> list[str]:
+    """The event log of a scenario with the default settings, without the header lines."""
+    return without_headers(SCENARIOS[scenario].run(load_config(None, None, {})).event_log)
+
+
+def without_headers(log: str) -> list[str]:
+    return [line for line in log.splitlines() if '"format"' not in line]
+
+
+@pytest.mark.parametrize("key", SCENARIO_KEYS)
+def test_a_scenario_key_changes_what_happens_in_its_scenario(key: str) -> None:
+    scenario, value = SCENARIO_KEYS[key]
+    changed = SCENARIOS[scenario].run(load_config(None, {key: value}, {}))
+    assert all(check.passed for check in changed.checks)
+    assert without_headers(changed.event_log) != facts_of(scenario)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=lambda scenario: scenario.name)
+def test_enabled_false_leaves_a_scenario_out(scenario: Scenario) -> None:
+    left = enabled_scenarios(load_config(None, {f"test.{scenario.section}.enabled": False}, {}))
+    assert scenario not in left
+    assert len(left) == len(SCENARIOS) - 1
+
+
+def test_no_key_of_a_scenario_is_forgotten() -> None:
+    covered = set(SCENARIO_KEYS) | {f"test.{scenario.section}.enabled" for scenario in SCENARIOS.values()}
+    assert {key for key in all_keys() if key.startswith("test.")} == covered

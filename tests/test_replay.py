@@ -274,3 +274,25 @@ def test_a_run_in_real_time_replays_and_decides_as_virtual_time_does() -> None:
     assert replay(paced.event_lines()).difference is None
     virtual = run(records, faults, **over)
     assert list(paced.event_lines())[1:] == list(virtual.event_lines())[1:]
+
+
+def test_the_log_of_a_run_on_real_workers_replays_to_the_same_decisions() -> None:
+    settings = altlas.load_config(
+        None, {"gpu.backend": "cpu", "gpu.devices": ["cpu:2"], "gpu.workload.kill_grace": 0.1}, {}
+    )
+    records: list[dict[str, Any]] = [
+        {"duration_s": 0.1, "input_size": 64, "output_size": 64, "strategy": "round_robin"} for _ in range(6)
+    ]
+    records += [
+        {"kind": "raise_error", "retry_count": 1, "strategy": "random"},
+        {"kind": "hang", "duration_s": 30.0, "timeout_s": 0.2, "strategy": "least_loaded"},
+        {"kind": "sleep", "duration_s": 5.0, "cancel_s": 0.3, "strategy": "memory_optimized"},
+        {"kind": "noop", "submit_s": 0.1, "priority": "high"},
+    ]
+    faults = [altlas.Fault(0.05, 1, "crash_worker")]
+    result = altlas.run(settings, altlas.Workload.from_records(records), faults=faults)
+    assert result.provenance == "measured"
+    assert set(result.tasks.state) == {"COMPLETED", "FAILED", "CANCELLED"}
+    again = replay(result.event_lines())
+    assert again.difference is None
+    assert again.decisions > len(records)

@@ -118,7 +118,7 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _load(path: Path | None, overrides: Mapping[str, Any], arguments: argparse.Namespace) -> Settings:
     try:
-        return load_config(path, overrides)
+        return load_config(path, overrides, overrides_from="--set")
     except ConfigError as error:
         text = str(error)
         for flag, key in FLAGS.items():

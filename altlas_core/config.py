@@ -31,11 +31,13 @@ def load_config(
     overrides: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
     extra_strategies: Iterable[str] = (),
+    overrides_from: str = "override",
 ) -> Settings:
     """Read and check the settings.
 
     path: a YAML file; None reads no file. overrides: full dotted key -> value; a text is parsed as YAML, as from
     `--set key=value`. environ: None = the process's. extra_strategies: names allowed beside the built-in ones.
+    overrides_from: what a message calls an override.
 
     Raises ConfigError naming file (or flag, or environment variable), key, value and what is allowed.
     """
@@ -43,7 +45,7 @@ def load_config(
     if path is not None:
         found.add_tree(_read_file(Path(path)), f"{path}: ")
     found.add_environment(os.environ if environ is None else environ)
-    found.add_overrides(overrides or {})
+    found.add_overrides(overrides or {}, f"{overrides_from} ")
     return found.settings()
 
 
@@ -166,13 +168,13 @@ class _Found:
                 continue
             self._add_text(".".join(parts), environ[name], f"environment variable {name}: ", empty_is_unset=True)
 
-    def add_overrides(self, overrides: Mapping[str, Any]) -> None:
+    def add_overrides(self, overrides: Mapping[str, Any], source: str = "override ") -> None:
         """Full dotted keys; texts are parsed as YAML."""
         for name, value in overrides.items():
             if isinstance(value, str):
-                self._add_text(name, value, "--set ")
+                self._add_text(name, value, source)
             else:
-                self._add_at(Settings, name.split("."), "", value, "--set ")
+                self._add_at(Settings, name.split("."), "", value, source)
 
     def settings(self) -> Settings:
         """The checked settings. Raises ConfigError with all mistakes, one a line."""

@@ -11,15 +11,17 @@ from altlas_core.backends import warm
 from altlas_core.backends.discover import discover
 from altlas_core.backends.simulated import SimulatedBackend
 from altlas_core.config import Settings, load_config
+from altlas_core.config_schema import rules_of
 from altlas_core.distributor import Distributor
 from altlas_core.drivers.virtual import VirtualDriver
-from altlas_core.errors import DeviceError, WorkloadError
+from altlas_core.errors import ConfigError, DeviceError, WorkloadError
 from altlas_core.event_log import EventLog
 from altlas_core.events import RANK_CANCEL, RANK_DEVICE, RANK_SUBMIT, CancelRequested, TaskSubmitted
 from altlas_core.faults import Fault, check_gpu_ids
 from altlas_core.intake import make_tasks
 from altlas_core.model import DeviceSpec, Task, TaskSpec
 from altlas_core.result import Result
+from altlas_core.rules import RefusedError
 from altlas_core.strategies import USER_STRATEGIES
 from altlas_core.telemetry import Telemetry
 from altlas_core.workloads import Workload
@@ -59,10 +61,13 @@ def _run(
     faults: Sequence[Fault],
     devices: Sequence[DeviceSpec] | None,
 ) -> Result:
-    if workload is None:
-        raise WorkloadError("nothing to run: give a workload, e.g. Workload.from_records([{'duration_s': 2.0}])")
-    settings = load_config() if settings is None else settings
-    seed = settings.seed if seed is None else seed
+    if not isinstance(workload, Workload):
+        what = "nothing to run" if workload is None else f"{type(workload).__name__} is no workload"
+        raise WorkloadError(f"{what}: give a Workload, e.g. Workload.from_records([{{'duration_s': 2.0}}])")
+    if not isinstance(settings, Settings | None):
+        raise ConfigError(f"{type(settings).__name__} is no settings: give what load_config returns, or None")
+    settings = load_settings() if settings is None else settings
+    seed = settings.seed if seed is None else _checked_seed(seed)
     specs = tuple(discover(settings).devices if devices is None else devices)
     simulated = all(spec.simulated for spec in specs)
     requests: Sequence[TaskSpec] = workload.tasks(settings.gpu.workload.batch_size)
@@ -94,6 +99,14 @@ def _run(
         distributor.pool.devices,
         dict(distributor.stale),
     )
+
+
+def _checked_seed(seed: Any) -> int:
+    try:
+        checked: int = rules_of(Settings)["seed"](seed)
+    except RefusedError as problem:
+        raise ConfigError(f"seed: {problem}") from None
+    return checked
 
 
 def _backend(settings: Settings, specs: Sequence[DeviceSpec], seed: int) -> Backend:

@@ -199,3 +199,10 @@ class Check:
     passed: bool
     expected: str
     observed: str
+
+    def __getitem__(self, name: str) -> bool | str:
+        """By name, as in results.json: check["passed"]."""
+        if name not in self.__slots__:
+            raise KeyError(name)
+        value: bool | str = getattr(self, name)
+        return value

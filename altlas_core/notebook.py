@@ -107,8 +107,8 @@ def settings(namespace: Mapping[str, Any]) -> Settings:
         text = str(problem)
         for name, parameter in PARAMETERS.items():
             if name in given and parameter.key is not None:
-                text = text.replace(f"--set {parameter.key}:", f"parameter {name}:")
-        raise ConfigError(text.replace("--set ", "parameter overrides: ")) from None
+                text = text.replace(f"override {parameter.key}:", f"parameter {name}:")
+        raise ConfigError(text.replace("override ", "parameter overrides: ")) from None
     return found
 
 

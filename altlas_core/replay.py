@@ -40,14 +40,19 @@ class Replay:
 def replay(lines: Iterable[str]) -> Replay:
     """Replay a log given as JSON lines, header first. Raises AltlasError if it is no event log of this format.
 
-    User strategies named in the log must be registered.
+    A scenario's log holds several runs, each behind a header of its own: each gets a fresh state machine. User
+    strategies named in the log must be registered.
     """
     return _Replayer(iter(lines)).play()
 
 
 class _Replayer:
     def __init__(self, lines: Any) -> None:
-        header = _parse(next(lines, ""), 1)
+        self.lines = lines
+        self._begin(_parse(next(lines, ""), 1), 1)
+
+    def _begin(self, header: dict[str, Any], number: int) -> None:
+        """A fresh state machine, as the header on this line says."""
         try:
             if header["format"] != FORMAT_VERSION:
                 raise ValueError(header["format"])
@@ -55,10 +60,10 @@ class _Replayer:
             devices = [DeviceSpec(**device) for device in header["devices"]]
             self.distributor = Distributor(settings.gpu, devices, header["seed"])
         except (AltlasError, *NOT_A_LOG) as error:
+            what = f"{type(error).__name__}: {error}"
             raise AltlasError(
-                f"line 1: not the header of an event log of format {FORMAT_VERSION} ({type(error).__name__}: {error})"
+                f"line {number}: not the header of an event log of format {FORMAT_VERSION} ({what})"
             ) from None
-        self.lines = lines
         self.expected: deque[str] = deque()  # what the fresh machine decided and the log has still to show
         self.demands: dict[tuple[Any, ...], Demand] = {}
         self.now = 0.0
@@ -69,14 +74,18 @@ class _Replayer:
         for number, line in enumerate(self.lines, start=2):
             record = _parse(line, number)
             try:
-                if "action" in record:
+                if "format" in record:
+                    difference = self._settle(f"line {number}")
+                    self._begin(record, number)
+                elif "action" in record:
                     decisions += 1
                     difference = self._check(line, number)
                 else:
                     facts += 1
                     difference = self._apply(number, record)
             except AltlasError as error:
-                raise AltlasError(f"line {number}: {error}") from None
+                told = str(error)
+                raise AltlasError(told if told.startswith("line ") else f"line {number}: {told}") from None
             except NOT_A_LOG as error:
                 what = f"{type(error).__name__}: {error}"
                 raise AltlasError(f"line {number}: not a line of an event log ({what})") from None

@@ -267,13 +267,13 @@ def test_a_number_out_of_range_is_refused_with_file_key_value_and_range(tmp_path
 @pytest.mark.parametrize("key", NUMBERS)
 @pytest.mark.parametrize("text", [".nan", ".inf", "-.inf", "true", "'8'", "eight", "[1]", "{a: 1}", "2001-01-01", HUGE])
 def test_what_is_no_usable_number_is_refused(key: str, text: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^--set {key}: .*; allowed: a (whole )?number"):
+    with pytest.raises(ConfigError, match=rf"^override {key}: .*; allowed: a (whole )?number"):
         load_config(None, {key: text}, {})
 
 
 @pytest.mark.parametrize("key", [key for key in CONTRACT if key not in ("gpu.memory_limit_bytes",)])
 def test_null_is_no_value(key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^--set {key}: null .*allowed: "):
+    with pytest.raises(ConfigError, match=rf"^override {key}: null .*allowed: "):
         load_config(None, {key: None}, {})
 
 
@@ -308,7 +308,7 @@ def test_a_wrong_value_is_refused_with_flag_key_value_and_what_is_allowed(
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, {key: text}, {})
-    assert str(caught.value).startswith(f"--set {key}: ")
+    assert str(caught.value).startswith(f"override {key}: ")
     for part in parts:
         assert part in str(caught.value)
 
@@ -330,7 +330,7 @@ def test_a_wrong_value_is_refused_with_flag_key_value_and_what_is_allowed(
 def test_a_wrong_scenario_record_is_named_with_its_place(key: str, records: str, where: str, part: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, {f"test.{key}.scenarios": records}, {})
-    assert str(caught.value).startswith(f"--set test.{key}.scenarios{where}: ")
+    assert str(caught.value).startswith(f"override test.{key}.scenarios{where}: ")
     assert part in str(caught.value)
 
 
@@ -359,7 +359,7 @@ def test_an_unknown_key_is_named_in_full_with_the_nearest(tmp_path: Path, key: s
     variable = "ALTLAS_" + key.upper().replace(".", "__")
     by_source: dict[str, tuple[Path | None, dict[str, str], dict[str, str]]] = {
         f"{path}: ": (path, {}, {}),
-        "--set ": (None, {key: "1"}, {}),
+        "override ": (None, {key: "1"}, {}),
     }
     if sections and key.islower():
         by_source[f"environment variable {variable}: "] = (None, {}, {variable: "1"})
@@ -375,7 +375,7 @@ def test_an_unknown_key_is_named_in_full_with_the_nearest(tmp_path: Path, key: s
 
 
 def test_a_key_inside_a_value_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^--set seed\.x: seed has no keys inside"):
+    with pytest.raises(ConfigError, match=r"^override seed\.x: seed has no keys inside"):
         load_config(None, {"seed.x": "1"}, {})
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pynvml
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from altlas_core.backends import nvml
 from altlas_core.backends.device_builders import capability_tuple
 from altlas_core.backends.discover import discover
-from altlas_core.backends.host import Host
+from altlas_core.backends.host import Host, torch_problem
 from altlas_core.backends.machine import Machine
 from altlas_core.config import load_config
 from altlas_core.errors import DeviceError
@@ -309,3 +311,28 @@ def test_everything_about_a_machine_can_be_written_as_json() -> None:
     plain = json.loads(json.dumps(real.to_json()))["devices"][0]
     assert plain["compute_capability"] == "8.0"
     assert plain["reading"]["processes"] == [{"pid": 5, "memory_bytes": 100 * 2**20}]
+
+
+NO_CUDA = Host(8, GIB, "CPU", torch_problem="the torch installed here is a build without CUDA; install another")
+
+
+def test_a_gpu_that_torch_cannot_use_leaves_auto_simulated_and_says_why() -> None:
+    machine = find_with(FakeNvml([FakeGpu()]), host=NO_CUDA)
+    assert machine.backend == "simulated"
+    assert "usable 1" in machine.statements[0]
+    assert "a build without CUDA" in machine.statements[0]
+
+
+def test_cuda_with_a_torch_that_has_none_is_refused_before_anything_starts() -> None:
+    assert "build without CUDA" in refusal(FakeNvml([FakeGpu()]), backend="cuda", host=NO_CUDA)
+
+
+def test_what_torch_can_do_is_read_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "torch"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise AssertionError('torch was imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    for line, problem in (("cuda: Optional[str] = None", True), ("cuda: Optional[str] = '13.0'", False)):
+        (package / "version.py").write_text(f"from typing import Optional\n{line}\nhip: Optional[str] = None\n")
+        assert (torch_problem() is not None) == problem

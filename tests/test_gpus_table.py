@@ -10,14 +10,17 @@ from fake_nvml import FakeGpu, FakeNvml, gpus, installed
 
 from altlas_core.backends.discover import discover
 from altlas_core.backends.gpus_table import WIDTH, render
+from altlas_core.backends.host import Host
 from altlas_core.backends.machine import Machine
 from altlas_core.backends.topology import assumed_topology, link_between, ranges_text
 from altlas_core.config import load_config
+from altlas_core.model import GIB
 
 
 def machine(*devices: str, minimum: float = 7.0) -> Machine:
     overrides = {"gpu.devices": list(devices), "gpu.detection.min_compute_capability": minimum}
-    return discover(load_config(None, overrides, environ={}), environ={})
+    host = Host(cores=8, memory_bytes=64 * GIB, cpu_name="A Processor 9000")
+    return discover(load_config(None, overrides, environ={}), environ={}, host=host)
 
 
 def real(devices: list[FakeGpu]) -> Machine:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import altlas_core as altlas
 from altlas_core.model import GIB
 from altlas_core.replay import replay
+from altlas_core.scenarios import SCENARIOS
 
 BUILTIN = ["single_gpu", "round_robin", "least_loaded", "memory_optimized", "random"]
 
@@ -296,3 +297,13 @@ def test_the_log_of_a_run_on_real_workers_replays_to_the_same_decisions() -> Non
     again = replay(result.event_lines())
     assert again.difference is None
     assert again.decisions > len(records)
+
+
+@pytest.mark.parametrize("scenario", ["basic_functionality", "error_handling"])
+def test_the_log_of_a_whole_scenario_replays_run_by_run(scenario: str) -> None:
+    log = SCENARIOS[scenario].run(altlas.load_config(None, {}, {})).event_log
+    lines = log.splitlines(keepends=True)
+    assert sum('"format"' in line for line in lines) > 1
+    assert replay(lines).difference is None
+    started = next(i for i, line in enumerate(lines) if '"StartAttempt"' in line)
+    assert str(replay(lines[:started] + lines[started + 1 :]).difference).startswith(f"line {started + 1}:")

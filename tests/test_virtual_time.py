@@ -630,3 +630,22 @@ def test_starts_are_those_of_list_scheduling_under_every_work_conserving_strateg
     result = run(records, f"{gpus}x A100", max_concurrent_tasks_per_gpu=slots, priority_aging=1e9, **over)
     assert list(result.tasks.started_s) == list_schedule(jobs, gpus * slots)
     assert all(check.passed for check in result.checks)
+
+
+@pytest.mark.parametrize("seed", ["x", -1, True, 1.5])
+def test_a_seed_that_is_none_is_refused(seed: Any) -> None:
+    with pytest.raises(altlas.AltlasError, match=r"seed: .*allowed"):
+        altlas.run(None, altlas.Workload.from_records([]), seed=seed)
+
+
+def test_what_is_no_workload_or_no_settings_is_refused() -> None:
+    records: Any = [{"duration_s": 1.0}]
+    with pytest.raises(altlas.AltlasError, match=r"list is no workload: give a Workload.*from_records"):
+        altlas.run(None, records)
+    with pytest.raises(altlas.AltlasError, match="dict is no settings: give what load_config returns"):
+        altlas.run({}, altlas.Workload.from_records(records))  # type: ignore[arg-type]
+
+
+def test_a_check_can_be_read_like_that_of_results_json() -> None:
+    check = run([{"duration_s": 1.0}], "1x A100").checks[0]
+    assert (check["name"], check["passed"]) == (check.name, check.passed)

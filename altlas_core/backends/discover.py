@@ -38,11 +38,12 @@ def discover(settings: Settings, *, environ: Mapping[str, str] | None = None, ho
     environ = os.environ if environ is None else environ
     if backend == "simulated":
         return _simulated(settings, requests, _why_simulated(settings))
+    host = host or read_host()
     if backend == "cpu":
-        return _cpu(requests, host or read_host())
+        return _cpu(requests, host)
     if backend == "cuda":
-        return _cuda(settings, requests, environ)
-    return _auto(settings, environ)
+        return _cuda(settings, requests, environ, host)
+    return _auto(settings, environ, host)
 
 
 def _asked_backend(backend: str, requests: Sequence[DeviceRequest]) -> str:
@@ -120,7 +121,7 @@ def _look(settings: Settings, environ: Mapping[str, str]) -> tuple[NvmlReport, C
     return report, cuda_gpus(report, settings.gpu.detection.min_compute_capability, environ)
 
 
-def _cuda(settings: Settings, requests: Sequence[DeviceRequest], environ: Mapping[str, str]) -> Machine:
+def _cuda(settings: Settings, requests: Sequence[DeviceRequest], environ: Mapping[str, str], host: Host) -> Machine:
     if not settings.gpu.detection.enabled:
         raise DeviceError(
             f"A CUDA device was asked for, but {_DETECTION_OFF}. Set gpu.detection.enabled to true, or {_INSTEAD}."
@@ -128,6 +129,10 @@ def _cuda(settings: Settings, requests: Sequence[DeviceRequest], environ: Mappin
     report, found = _look(settings, environ)
     if not found.usable:
         raise DeviceError(_no_gpu(report, found))
+    if host.torch_problem is not None:
+        raise DeviceError(
+            f"No usable GPU for backend cuda. {_found_text(report, found)} But {host.torch_problem}, or {_INSTEAD}."
+        )
     return _cuda_machine(report, found, requests)
 
 
@@ -145,13 +150,15 @@ def _cuda_machine(report: NvmlReport, found: CudaGpus, requests: Sequence[Device
     )
 
 
-def _auto(settings: Settings, environ: Mapping[str, str]) -> Machine:
+def _auto(settings: Settings, environ: Mapping[str, str], host: Host) -> Machine:
     if not settings.gpu.detection.enabled:
         return _simulated(settings, (), f"{_DETECTION_OFF}: the machine is simulated.")
     report, found = _look(settings, environ)
-    if found.usable:
+    if found.usable and host.torch_problem is None:
         return _cuda_machine(report, found, ())
     sentences = [report.problem or _found_text(report, found), *found.remarks]
+    if found.usable:
+        sentences.append(f"But {host.torch_problem}.")
     return _simulated(settings, (), " ".join(sentences), found.excluded)
 
 

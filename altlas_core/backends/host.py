@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 # A cgroup v1 without a limit says a number near 2**63; no real limit is that large.
@@ -13,16 +15,31 @@ _NO_LIMIT_BYTES = 1 << 60
 
 @dataclass(slots=True, frozen=True)
 class Host:
-    """`cores` this process may use, `memory_bytes` it may have, and the processor's name."""
+    """`cores` this process may use, `memory_bytes` it may have, and the processor's name.
+
+    `torch_problem`: why torch here cannot use a CUDA device (it is a build without CUDA, or not installed), or None.
+    """
 
     cores: int
     memory_bytes: int
     cpu_name: str
+    torch_problem: str | None = None
 
 
 def read_host(root: Path = Path("/")) -> Host:
     """Read the host below `root` (the file system's root but in tests)."""
-    return Host(cores=_cores(root), memory_bytes=_memory(root), cpu_name=_cpu_name(root))
+    return Host(_cores(root), _memory(root), _cpu_name(root), torch_problem())
+
+
+def torch_problem() -> str | None:
+    """Why torch could not use a CUDA device, read from its files: importing it would cost a second."""
+    found = find_spec("torch")
+    if found is None or not found.submodule_search_locations:
+        return "torch is not installed here; install torch 2.13.0"
+    version = _text(Path(found.submodule_search_locations[0]) / "version.py")
+    if re.search(r"^cuda\b.*=\s*None\s*$", version, re.MULTILINE):
+        return "the torch installed here is a build without CUDA; install the CUDA build of torch 2.13.0"
+    return None
 
 
 def _cores(root: Path) -> int:

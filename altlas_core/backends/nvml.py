@@ -7,7 +7,6 @@ driver reaches a caller as an exception. pynvml (package nvidia-ml-py) is import
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import threading
 import time
@@ -71,8 +70,8 @@ def _ask(name: str, *args: Any) -> Any:
         return getattr(pynvml, name)(*args)
     except pynvml.NVMLError as error:
         raise _NvmlError(_code_name(pynvml, error.value), str(error)) from error
-    except (AttributeError, OSError, ValueError, ctypes.ArgumentError) as error:
-        # An older pynvml or library without this function, or an answer that is not text.
+    except Exception as error:
+        # An older pynvml or library without this function, an answer that is not text, a broken installation.
         raise _NvmlError("FUNCTION_NOT_FOUND", f"{type(error).__name__}: {error}") from error
 
 

@@ -39,12 +39,12 @@ from altlas_core.events import (
     TimerFired,
     WorkerCrashed,
 )
+from altlas_core.hold import Hold, hold_for
 from altlas_core.model import (
     CANCELLED,
     COMPLETED,
     FAILED,
     FINAL_STATES,
-    GIB,
     QUEUED,
     RUNNING,
     Attempt,
@@ -56,8 +56,8 @@ from altlas_core.model import (
     TaskState,
 )
 from altlas_core.pool import Pool
-from altlas_core.strategies import STRATEGIES
 from altlas_core.task_queue import Lane, Need, TaskQueue
+from altlas_core.words import story, why_nowhere
 
 MAX_CRASHES = 3  # the third worker crash ends a task
 MAX_IDLE_NEEDS = 1024  # needs remembered although nobody waits for them; a bound on memory, not on behaviour
@@ -85,7 +85,7 @@ class Distributor:
         self._solo_needs: dict[Demand, Need] = {}
         self._purge_at = MAX_IDLE_NEEDS
         self._deadlines: dict[float, deque[Attempt]] = {}  # by timeout: starts come in order, so deadlines do too
-        self._holder: tuple[Task, Device] | None = None
+        self._hold: Hold | None = None
         self.handlers: dict[type, Callable[[float, Any], Sequence[Action]]] = {
             TaskSubmitted: self._on_submitted,
             CancelRequested: self._on_cancel,
@@ -126,15 +126,15 @@ class Distributor:
                 break
             need = lane.need
             task = lane.tasks[0]
-            device = pool.place(task, need, self._closed_to(lane) if self._holder is not None else 0)
+            device = pool.place(task, need, self._closed_to(lane) if self._hold is not None else 0)
             if device is None:
                 aside.append(queue.set_aside(lane))
-                if self._holder is None and now - task.submitted_s >= queue.aging_s:
-                    self._hold(task, need)
+                if self._hold is None and now - task.submitted_s >= queue.aging_s:
+                    self._hold = hold_for(task, need, pool)
                 continue
             queue.pop(lane)
-            if self._holder is not None and self._holder[0] is task:
-                self._holder = None
+            if self._hold is not None and self._hold.task is task:
+                self._hold = None
             task.attempts = number = task.attempts + 1
             task.gpu_id = gpu_id = device.gpu_id
             task.attempt = attempt = Attempt(task, number, gpu_id, now, need.solo)
@@ -157,24 +157,11 @@ class Distributor:
             self._refuse_excess(now)
         return actions
 
-    def _hold(self, task: Task, need: Need) -> None:
-        """Set the GPU nearest to having room aside for a task."""
-        device = self.pool.roomiest(need)
-        if device is not None and need.strategy in STRATEGIES:  # a user's strategy may decline for ever
-            self._holder = (task, device)
-
     def _closed_to(self, lane: Lane) -> int:
-        """The mask of the GPU held for somebody else than this lane.
-
-        A hold ends with its task's waiting, or when its GPU can no longer come to have the room.
-        """
-        assert self._holder is not None
-        task, device = self._holder
-        need = self._need(task)
-        if task.state != QUEUED or not self.pool.could_hold(device, need):
-            self._holder = None
-            return 0
-        return 0 if lane.level == task.level and lane.need is need else device.bit
+        """The mask of the GPU held for somebody else than this lane; a hold that no longer stands is dropped."""
+        if self._hold is not None and not self._hold.stands(self.pool):
+            self._hold = None
+        return 0 if self._hold is None else self._hold.closed_to(lane)
 
     def _refuse_excess(self, now: float) -> tuple[Action, ...]:
         """A bounded queue: of the tasks that arrived this instant the latest are refused until it is short enough."""
@@ -219,23 +206,8 @@ class Distributor:
             if self._max_queue:
                 self._arrived.append(task)
         else:
-            self._finish(now, task, FAILED, *self._why_nowhere(task))
+            self._finish(now, task, FAILED, *why_nowhere(task, self.pool.devices))
         return _NO_ACTIONS
-
-    def _why_nowhere(self, task: Task) -> tuple[ErrorCode, str]:
-        """Why no GPU could ever take a task: (error code, sentence)."""
-        pin = task.demand.pin
-        devices = self.pool.devices if pin is None else [self.pool.devices[pin]]
-        left = [device for device in devices if not device.lost]
-        which = "" if pin is None else f" (it is pinned to GPU {pin})"
-        if not left:
-            reason = devices[0].reason or "lost"
-            return "device_lost", f"no device left that it may use{which}; GPU {devices[0].gpu_id}: {reason}"
-        room = max(device.capacity_bytes for device in left)
-        return "too_large", (
-            f"needs {task.memory_bytes / GIB:.2f} GiB, but at most {room / GIB:.2f} GiB are available on one GPU"
-            f"{which}: {(task.memory_bytes - room) / GIB:.2f} GiB too much"
-        )
 
     def _finish(self, now: float, task: Task, state: TaskState, code: ErrorCode | None, error: str | None) -> None:
         task.state = state
@@ -254,7 +226,7 @@ class Distributor:
         if need.allowed:
             self.queue.push(task, need)
         else:
-            self._finish(now, task, FAILED, *self._why_nowhere(task))
+            self._finish(now, task, FAILED, *why_nowhere(task, self.pool.devices))
 
     def _on_cancel(self, now: float, fact: CancelRequested) -> Sequence[Action]:
         task = self.tasks.get(fact.task_index)
@@ -411,7 +383,7 @@ class Distributor:
                 self._requeue(now, attempt.task)
         nowhere = [need for need in self._all_needs() if not need.allowed]
         for task in sorted(self.queue.waiting(nowhere), key=lambda task: task.index):
-            self._end_waiting(now, task, FAILED, *self._why_nowhere(task))
+            self._end_waiting(now, task, FAILED, *why_nowhere(task, self.pool.devices))
         return _NO_ACTIONS
 
     def _holding(self, device: Device) -> list[Attempt]:
@@ -438,15 +410,3 @@ class Distributor:
         if not 0 <= gpu_id < len(self.pool.devices):
             raise StateError(f"{what} for GPU {gpu_id}: there are GPUs 0 to {len(self.pool.devices) - 1}")
         return self.pool.devices[gpu_id]
-
-
-def story(task: Task) -> str:
-    """What happened to a task so far, in one line: for error messages."""
-    parts = [f"{task.task_id} is {task.state}", f"submitted at {task.submitted_s:g} s", f"{task.attempts} attempts"]
-    if task.attempt is not None:
-        attempt = task.attempt
-        end = "still holds it" if attempt.ended_s is None else f"{attempt.outcome} at {attempt.ended_s:g} s"
-        parts.append(f"attempt {attempt.number} started at {attempt.started_s:g} s on GPU {attempt.gpu_id}, {end}")
-    if task.error_code:
-        parts.append(f"{task.error_code}: {task.error}")
-    return ", ".join(parts)

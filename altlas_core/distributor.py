@@ -48,19 +48,17 @@ from altlas_core.model import (
     QUEUED,
     RUNNING,
     Attempt,
-    Demand,
     Device,
     DeviceSpec,
     ErrorCode,
     Task,
     TaskState,
 )
+from altlas_core.needs import MAX_CRASHES, Needs
 from altlas_core.pool import Pool
-from altlas_core.task_queue import Lane, Need, TaskQueue
+from altlas_core.task_queue import Lane, TaskQueue
 from altlas_core.words import story, why_nowhere
 
-MAX_CRASHES = 3  # the third worker crash ends a task
-MAX_IDLE_NEEDS = 1024  # needs remembered although nobody waits for them; a bound on memory, not on behaviour
 _NO_ACTIONS: tuple[Action, ...] = ()
 
 
@@ -81,9 +79,7 @@ class Distributor:
         self._max_queue = settings.workload.max_queue
         self.bounded = self._max_queue > 0
         self._arrived: list[Task] = []  # of this instant; only kept where the queue is bounded
-        self._needs: dict[Demand, Need] = {}
-        self._solo_needs: dict[Demand, Need] = {}
-        self._purge_at = MAX_IDLE_NEEDS
+        self._needs = Needs(self.pool)
         self._deadlines: dict[float, deque[Attempt]] = {}  # by timeout: starts come in order, so deadlines do too
         self._hold: Hold | None = None
         self.handlers: dict[type, Callable[[float, Any], Sequence[Action]]] = {
@@ -109,7 +105,7 @@ class Distributor:
 
     def waiting(self) -> Iterator[Task]:
         """The tasks that wait, in no particular order."""
-        return self.queue.waiting(self._all_needs())
+        return self.queue.waiting(self._needs.all())
 
     # --- decisions ------------------------------------------------------------------------------------------------
 
@@ -175,23 +171,6 @@ class Distributor:
 
     # --- tasks in and out -----------------------------------------------------------------------------------------
 
-    def _need(self, task: Task) -> Need:
-        solo = task.crashes >= MAX_CRASHES - 1
-        needs = self._solo_needs if solo else self._needs
-        demand = task.demand
-        need = needs.get(demand)
-        if need is None:
-            if len(needs) >= self._purge_at:
-                for known in [known for known, need in needs.items() if need.idle]:
-                    del needs[known]
-                self._purge_at = max(MAX_IDLE_NEEDS, 2 * len(needs))  # a purge pays for itself
-            need = needs[demand] = Need(demand.memory_bytes, demand.pin, demand.strategy, solo)
-            need.allowed = self.pool.allowed(need)
-        return need
-
-    def _all_needs(self) -> list[Need]:
-        return [*self._needs.values(), *self._solo_needs.values()]
-
     def _on_submitted(self, now: float, fact: TaskSubmitted) -> Sequence[Action]:
         task = fact.task
         tasks, index = self.tasks, task.index
@@ -200,7 +179,7 @@ class Distributor:
         tasks[index] = task
         self.open_tasks += 1
         task.submitted_s = now
-        need = self._needs.get(task.demand) or self._need(task)
+        need = self._needs.known.get(task.demand) or self._needs.of(task)
         if need.allowed:
             self.queue.push(task, need)
             if self._max_queue:
@@ -218,11 +197,11 @@ class Distributor:
 
     def _end_waiting(self, now: float, task: Task, state: TaskState, code: ErrorCode | None, error: str | None) -> None:
         self._finish(now, task, state, code, error)
-        self.queue.discard(task, self._need(task))
+        self.queue.discard(task, self._needs.of(task))
 
     def _requeue(self, now: float, task: Task) -> None:
         task.state = QUEUED
-        need = self._need(task)
+        need = self._needs.of(task)
         if need.allowed:
             self.queue.push(task, need)
         else:
@@ -375,13 +354,12 @@ class Distributor:
             self.stale["DeviceLost"] += 1
             return _NO_ACTIONS
         self.pool.lose(device, fact.reason)
-        for need in self._all_needs():
-            need.allowed &= ~device.bit
+        self._needs.look_again()
         for attempt in self._holding(device):
             self._end_attempt(now, attempt, "device_lost")
             if not attempt.stopping:
                 self._requeue(now, attempt.task)
-        nowhere = [need for need in self._all_needs() if not need.allowed]
+        nowhere = [need for need in self._needs.all() if not need.allowed]
         for task in sorted(self.queue.waiting(nowhere), key=lambda task: task.index):
             self._end_waiting(now, task, FAILED, *why_nowhere(task, self.pool.devices))
         return _NO_ACTIONS
@@ -397,8 +375,7 @@ class Distributor:
             self.stale["DeviceReturned"] += 1
             return _NO_ACTIONS
         self.pool.take_back(device)
-        for need in self._all_needs():
-            need.allowed = self.pool.allowed(need)
+        self._needs.look_again()
         return _NO_ACTIONS
 
     def _on_hope_lost(self, now: float, fact: HopeLost) -> Sequence[Action]:

@@ -38,6 +38,7 @@ LAYERS: dict[str, float] = {
     "words": 2,
     "pool": 2.5,
     "hold": 2.7,
+    "needs": 2.7,
     "intake": 3,
     "event_log": 3,
     "distributor": 3,

@@ -86,6 +86,11 @@ def _number(value: float | int | None) -> str:
     return "null" if value is None else repr(value)
 
 
+def _if_told(**values: Any) -> str:
+    """The values that are not None, as further fields of a line."""
+    return "".join(f',"{name}":{json.dumps(value)}' for name, value in values.items() if value is not None)
+
+
 def _submitted(fact: TaskSubmitted) -> str:
     task = fact.task
     spec = task.spec
@@ -114,6 +119,7 @@ def _failed(fact: AttemptFailed) -> str:
     return (
         f'"fact":"AttemptFailed","task":{fact.task_index},"attempt":{fact.attempt},'
         f'"error_code":{_text(fact.error_code)},"error":{_text(fact.error)},"iterations":{fact.iterations!r}'
+        f"{_if_told(needed_bytes=fact.needed_bytes, free_bytes=fact.free_bytes)}"
     )
 
 
@@ -126,6 +132,11 @@ def _crashed(fact: WorkerCrashed) -> str:
     )
 
 
+def _sample(sample: DeviceSample) -> str:
+    told = {name: value for name, value in asdict(sample).items() if value is not None}
+    return json.dumps(told, separators=(",", ":"))
+
+
 _WRITERS: dict[type, Callable[[Any], str]] = {
     TaskSubmitted: _submitted,
     CancelRequested: lambda fact: f'"fact":"CancelRequested","task":{fact.task_index}',
@@ -135,10 +146,7 @@ _WRITERS: dict[type, Callable[[Any], str]] = {
         f'"fact":"AttemptStopped","task":{fact.task_index},"attempt":{fact.attempt},"iterations":{fact.iterations!r}'
     ),
     WorkerCrashed: _crashed,
-    DeviceSampled: lambda fact: (
-        f'"fact":"DeviceSampled","gpu_id":{fact.gpu_id},'
-        f'"sample":{json.dumps(asdict(fact.sample), separators=(",", ":"))}'
-    ),
+    DeviceSampled: lambda fact: f'"fact":"DeviceSampled","gpu_id":{fact.gpu_id},"sample":{_sample(fact.sample)}',
     DeviceLost: lambda fact: f'"fact":"DeviceLost","gpu_id":{fact.gpu_id},"reason":{_text(fact.reason)}',
     DeviceReturned: lambda fact: f'"fact":"DeviceReturned","gpu_id":{fact.gpu_id}',
     TimerFired: lambda fact: f'"fact":"TimerFired","timeout_s":{fact.timeout_s!r}',

@@ -42,13 +42,18 @@ class AttemptFinished:
 
 @dataclass(slots=True)
 class AttemptFailed:
-    """The task itself failed: `error_code` is task_error or out_of_memory."""
+    """The task itself failed: `error_code` is task_error or out_of_memory.
+
+    Out of memory: `needed_bytes` is what the task would have held, `free_bytes` what it could have had; None: not told.
+    """
 
     task_index: int
     attempt: int
     error_code: str
     error: str
     iterations: float = 0.0
+    needed_bytes: int | None = None
+    free_bytes: int | None = None
 
 
 @dataclass(slots=True)

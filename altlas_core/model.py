@@ -33,6 +33,14 @@ GIB: Final = 1024**3
 
 
 @dataclass(slots=True, frozen=True)
+class Call:
+    """A user's own function: where it is ("package.module:function") and its keyword arguments as JSON text."""
+
+    target: str
+    arguments: str = "{}"
+
+
+@dataclass(slots=True, frozen=True)
 class TaskSpec:
     """What its owner asked for. None means: the default of the settings, or what the kind of work needs."""
 
@@ -51,6 +59,8 @@ class TaskSpec:
     strategy: str | None = None
     cancel_s: float | None = None
     batch_id: str | None = None
+    dtype: str = "fp32"
+    call: Call | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -124,7 +134,9 @@ class DeviceSpec:
     """A device as it was found (or as it is simulated). What could not be read is None.
 
     `kind` is "simulated", "cpu" or "cuda"; `model` is the catalog name of a simulated device; `index` counts within
-    its kind (the CUDA index of a real GPU); `cores` is the number of CPU cores a CPU device may use.
+    its kind (the CUDA index of a real GPU); `cores` is the number of CPU cores a CPU device may use, `cpu_ids` which
+    ones, where it is held to them. A real device that was split is several of these: `part` 0, 1, ... of `parts`, each
+    with its share of the memory and all of the cores or multiprocessors.
     """
 
     gpu_id: int
@@ -139,6 +151,9 @@ class DeviceSpec:
     power_limit_w: float | None = None
     driver_version: str | None = None
     cores: int | None = None
+    cpu_ids: tuple[int, ...] | None = None
+    part: int = 0
+    parts: int = 1
 
     @property
     def simulated(self) -> bool:
@@ -150,7 +165,10 @@ class DeviceSample:
     """One reading of a device. A missing reading is None, never 0.
 
     `utilization_pct` is NVML's: the share of the past sample period in which a kernel was running. The `foreign_`
-    values are the part that is not ours (other processes).
+    values are the part that is not ours (other processes). Clocks are MHz. `throttle_reasons` names why the clocks are
+    held down (empty: they are not). `ecc_corrected` and `ecc_uncorrected` count memory errors since the driver was
+    loaded; `xid` is the last Xid error reported; `processes` counts compute processes, ours among them. `problem` is
+    why the device takes no work just now although it answers (its worker keeps dying, a fatal Xid), in words.
     """
 
     utilization_pct: float | None = None
@@ -159,6 +177,14 @@ class DeviceSample:
     power_w: float | None = None
     foreign_memory_bytes: int | None = None
     foreign_utilization_pct: float | None = None
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    throttle_reasons: tuple[str, ...] | None = None
+    ecc_corrected: int | None = None
+    ecc_uncorrected: int | None = None
+    xid: int | None = None
+    processes: int | None = None
+    problem: str | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -239,6 +239,8 @@ class Pool:
 
     def _complaint(self, device: Device, sample: DeviceSample) -> str | None:
         limits = self._detection
+        if sample.problem is not None:
+            return sample.problem
         if sample.temperature_c is not None and sample.temperature_c > limits.max_temperature:
             return f"temperature {sample.temperature_c:.1f} C is over max_temperature {limits.max_temperature:g} C"
         load = sample.foreign_utilization_pct

@@ -265,7 +265,8 @@ def test_a_worker_whose_context_is_broken_ends_instead_of_blaming_one_task() -> 
 
 def test_idle_weights_make_room_for_what_running_tasks_reserve() -> None:
     pytest.importorskip("torch")
-    from altlas_core.backends.torch_device import Order, WorkDevice
+    from altlas_core.backends.torch_device import WorkDevice
+    from altlas_core.backends.torch_order import Order
 
     device = WorkDevice("cpu", 1, 42, memory_bytes=3 * 4 * 64 * 64)
 

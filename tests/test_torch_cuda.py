@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from altlas_core.backends import torch_work
-from altlas_core.backends.torch_device import Order, WorkDevice
+from altlas_core.backends.torch_device import WorkDevice
+from altlas_core.backends.torch_order import Order
 
 
 class FakeStream:

@@ -12,7 +12,7 @@ import struct
 from collections import deque
 from typing import Any, Final
 
-# Orders: (START, task_index, attempt, kind, duration_s, iterations, input_size, output_size, batch, memory_bytes),
+# Orders: (START, task_index, attempt, *fields of torch_order.Order),
 # (STOP, task_index, attempt), (RENEW, -1, -1, slots, seed, memory_bytes): another run begins, with nothing running.
 # Times are seconds, None where not asked for.
 START: Final = 0

@@ -16,25 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from altlas_core.backends.torch_order import Order
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 # How torch says that memory is short where it does not raise OutOfMemoryError: its CPU allocator; what CUDA allocates
 # beside torch's allocator (a kernel that is loaded, an event); cuBLAS, whose handles are made in each thread.
 _OUT_OF_MEMORY: Final = ("can't allocate memory", "CUDA error: out of memory", "when calling `cublasCreate")
-
-
-@dataclass(slots=True, frozen=True)
-class Order:
-    """What one attempt asks for: TaskSpec's fields of the same names, defaults filled in."""
-
-    kind: str
-    duration_s: float | None
-    iterations: float | None
-    input_size: int
-    output_size: int
-    batch: int
-    memory_bytes: int
 
 
 class Turnstile:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from altlas_core.backends import torch_channel as wire
+from altlas_core.backends import torch_order
 from altlas_core.backends.torch_process import WorkerProcess
 from altlas_core.events import (
     AttemptFailed,
@@ -75,14 +76,13 @@ class Lane:
 
     def start(self, attempt: Attempt) -> bool:
         """Take an order; False if the device is lost: DeviceLost is on its way, and speaks for this attempt too."""
-        task, spec = attempt.task, attempt.task.spec
-        key = (task.index, attempt.number)
-        sizes = (spec.input_size, spec.output_size, spec.batch, task.memory_bytes)
+        key = (attempt.task.index, attempt.number)
+        order = (wire.START, *key, *torch_order.pack(attempt))
         with self.lock:
             if self.lost:
                 return False
             self.running[key] = None
-            self._orders.append((wire.START, *key, spec.kind, spec.duration_s, spec.iterations, *sizes))
+            self._orders.append(order)
         return True
 
     def stop(self, key: Key, until_s: float) -> bool:

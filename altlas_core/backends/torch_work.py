@@ -8,7 +8,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from altlas_core.backends.torch_device import Order, WorkDevice
+from altlas_core.backends.torch_device import WorkDevice
+from altlas_core.backends.torch_order import Order
 
 if TYPE_CHECKING:
     from torch import Tensor

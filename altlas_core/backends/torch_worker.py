@@ -21,7 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NoReturn
 
 from altlas_core.backends.torch_channel import FAILED, FINISHED, READY, RENEW, STOP, STOPPED, Channel
-from altlas_core.backends.torch_device import Order, WorkDevice
+from altlas_core.backends.torch_device import WorkDevice
+from altlas_core.backends.torch_order import Order
 from altlas_core.backends.torch_work import run_linear
 
 Key = tuple[int, int]  # task index, attempt number

@@ -1,0 +1,29 @@
+"""What a worker is asked to do: one attempt as it goes over the wire, and as the worker reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from altlas_core.model import Attempt
+
+
+@dataclass(slots=True, frozen=True)
+class Order:
+    """What one attempt asks for: TaskSpec's fields of the same names, defaults filled in."""
+
+    kind: str
+    duration_s: float | None
+    iterations: float | None
+    input_size: int
+    output_size: int
+    batch: int
+    memory_bytes: int
+
+
+def pack(attempt: Attempt) -> tuple[Any, ...]:
+    """The fields of the attempt's Order, in their order: plain data that can be marshalled."""
+    task = attempt.task
+    spec = task.spec
+    sizes = (spec.input_size, spec.output_size, spec.batch, task.memory_bytes)
+    return (spec.kind, spec.duration_s, spec.iterations, *sizes)

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs" / "benchmarks.md"
 RESULTS = ROOT / "build" / "benchmarks.json"
 QUIET_PERCENT = 3.0  # of the machine's CPU time taken by others; above it the figures are marked
-CALLS = {"dispatch": ["benchmarks/dispatch.py", "--json"]}
+CALLS = {"dispatch": ["benchmarks/dispatch.py", "--json"], "real_work": ["benchmarks/real_work.py"]}
 
 
 def busy_s() -> float:

@@ -14,6 +14,7 @@ from typing import Final
 from gpu_stand import Finding, Stand, attempts_of
 
 from altlas_core.backends.cuda_visible import DEVICE_ORDER
+from altlas_core.errors import AltlasError
 from altlas_core.scenarios import SCENARIOS
 
 LEAST_RATIO: Final = {"large_model": 0.98}  # of the bare loop's rate; the others are stated
@@ -71,20 +72,32 @@ def our_rate(stand: Stand, size: int) -> float | None:
     return timed.iterations / (timed.ended_s - timed.started_s)
 
 
-def throughput(model: str, stand: Stand) -> Finding:
-    """Rounds in turn, so that clocks and heat are the same for both; the median of the ratios of each round."""
-    size = stand.models[model]
+def paired_rates(stand: Stand, size: int) -> list[tuple[float, float]]:
+    """(ours, bare) iterations per second of each round, in turn, so that clocks and heat are the same for both.
+
+    Raises AltlasError if a task did not finish.
+    """
     bare = BareLoop(stand, size)
-    ours, theirs = [], []
+    pairs = []
     for _ in range(stand.rounds):
-        theirs.append(bare.rate(stand.seconds))
-        rate = our_rate(stand, size)
-        if rate is None:
-            return Finding(False, "a task did not finish")
-        ours.append(rate)
-    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+        theirs = bare.rate(stand.seconds)
+        ours = our_rate(stand, size)
+        if ours is None:
+            raise AltlasError("a task did not finish")
+        pairs.append((ours, theirs))
+    return pairs
+
+
+def throughput(model: str, stand: Stand) -> Finding:
+    """The median of the ratios of all rounds."""
+    size = stand.models[model]
+    try:
+        pairs = paired_rates(stand, size)
+    except AltlasError as error:
+        return Finding(False, str(error))
+    ratio = statistics.median(a / b for a, b in pairs)
     tflop = 2.0 * stand.batch * size * size / 1e12
-    mine, bare_rate = statistics.median(ours), statistics.median(theirs)
+    mine, bare_rate = (statistics.median(rates) for rates in zip(*pairs, strict=True))
     figures = {"ratio": ratio, "tflops": mine * tflop, "bare_tflops": bare_rate * tflop, "iterations_per_s": mine}
     observed = f"{ratio:.1%}: {mine * tflop:.3g} against {bare_rate * tflop:.3g} TFLOP/s"
     return Finding(ratio >= LEAST_RATIO.get(model, 0.0), observed, figures)

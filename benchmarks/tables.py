@@ -93,11 +93,26 @@ def dispatch(found: Found) -> str:
     return table(head, rows)
 
 
+def real_work(found: Found) -> str:
+    rows = [
+        (
+            f"{name}, {model['batch']} x {model['size']} by {model['size']} x {model['size']}",
+            between(model["iterations_per_s"], 1.0, 2),
+            between(model["bare_iterations_per_s"], 1.0, 2),
+            between(model["ratio"], 1.0, 3),
+        )
+        for name, model in found["models"].items()
+    ]
+    title = f"products/s on one CPU core, {found['rounds']} rounds of {found['seconds']:g} s"
+    return table((title, "through altlas", "bare torch loop", "ratio: median (range)"), rows)
+
+
 TABLES: dict[str, Callable[[Found], str]] = {
     "scheduler": scheduler,
     "decision_cost": decision_cost,
     "memory": memory,
     "dispatch": dispatch,
+    "real_work": real_work,
     "suite": suite,
     "import_time": import_time,
 }

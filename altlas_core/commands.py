@@ -34,6 +34,7 @@ FLAGS: Final = {
 def run(arguments: argparse.Namespace) -> int:
     """`altlas run`: everything that can be wrong with the request is found before anything starts."""
     from altlas_core.backends.discover import discover
+    from altlas_core.experiment import check_pace
     from altlas_core.report import notebooks
     from altlas_core.report.environment import Request
     from altlas_core.report.progress import progress_for
@@ -44,7 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings = _load(config_path, overrides, arguments)
     chosen = notebooks.choose(notebooks.find_notebooks(notebooks.notebooks_dir()), arguments.scenarios, settings)
     machine = discover(settings)
-    _say_what_has_no_effect(arguments, machine.backend)
+    check_pace(settings, machine.provenance)
+    _say_what_has_no_effect(arguments, machine.provenance)
     request = Request(config_path, overrides, from_environment(os.environ))
     with _terminated_like_interrupted():
         outcome = run_suite(settings, machine, chosen, Path(arguments.reports_dir), request, progress_for())
@@ -127,10 +129,10 @@ def _load(path: Path | None, overrides: Mapping[str, Any], arguments: argparse.N
         raise ConfigError(text) from None
 
 
-def _say_what_has_no_effect(arguments: argparse.Namespace, backend: str) -> None:
-    if arguments.time_scale is not None and backend == "simulated":
+def _say_what_has_no_effect(arguments: argparse.Namespace, provenance: str) -> None:
+    if arguments.time_scale is not None and provenance == "simulated":
         print("altlas: --time-scale is for real devices; on simulated ones it has no effect.", file=sys.stderr)
-    if arguments.pace is not None and backend != "simulated":
+    if arguments.pace is not None and provenance == "measured":
         print("altlas: --pace is for simulated devices; on real ones it has no effect.", file=sys.stderr)
 
 

@@ -23,6 +23,8 @@ ERROR_SCENARIOS: Final = ("gpu_overload", "task_timeout")
 MAX_SLOTS: Final = 1024
 MIN_INTERVAL_S: Final = 0.001  # a shorter period would only fill memory with samples
 MAX_SEED: Final = 2**63 - 1
+MAX_SPARES: Final = 64
+MIN_HEARTBEAT_S: Final = 0.1  # a busy computer may keep a healthy worker from answering for so long
 MAX_ENTRIES: Final = 1024
 
 _share = Number(0.0, 1.0, above=True)
@@ -137,7 +139,7 @@ class SelectionSettings:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadSettings:
-    """Queue, slots, deadlines and retries. `max_queue` 0 means unbounded."""
+    """Queue, slots, deadlines, retries and workers. `max_queue` 0 means unbounded, `spare_workers` 0 none."""
 
     queue_processing_interval: float = key(0.1, _interval)
     max_concurrent_tasks_per_gpu: int = key(4, rules.whole(1, MAX_SLOTS, "tasks"))
@@ -147,6 +149,8 @@ class WorkloadSettings:
     max_queue: int = key(0, rules.whole(0, 10**9, "tasks"))
     priority_aging: float = key(60.0, rules.seconds())
     kill_grace: float = key(2.0, rules.seconds(above=False))
+    spare_workers: int = key(1, rules.whole(0, MAX_SPARES, "workers"))
+    heartbeat_timeout: float = key(10.0, rules.seconds(MIN_HEARTBEAT_S, above=False))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Device specs as users type them: `8x A100-SXM4-80GB`, `A100`, `cpu:2`, `cuda`, `cuda:0`, `cuda:0/4`.
 
-Only the text is judged here; whether such a device is there, and whether it can be split, is for the backends to say.
+Only the text is judged here; whether such a device is there, and large enough to split, is for the backends to say.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from altlas_core.rules import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from altlas_core.model import DeviceSpec
 
 MAX_DEVICES: Final = 65536
 MAX_SPLIT: Final = 1024
@@ -66,6 +68,8 @@ def _parse(text: str) -> DeviceRequest:
     cut = _SPLIT.fullmatch(base)
     if cut:
         base, split = cut["base"].strip(), _number(text, "split", cut["split"], 1, MAX_SPLIT)
+        if not base:
+            raise DeviceError(f"device {shown(text)}: the name is missing; allowed: texts like {EXAMPLES}")
     real = _REAL.fullmatch(base)
     if real:
         return _real(text, real["kind"].lower(), real["number"], split)
@@ -101,6 +105,22 @@ def _number(text: str, what: str, digits: str, low: int, high: int) -> int:
     if re.fullmatch(r"[-+]?[0-9]{1,9}", digits) and low <= int(digits) <= high:
         return int(digits)
     raise DeviceError(f"device {shown(text)}: {what} '{digits[:40]}'; allowed: a whole number from {low} to {high}")
+
+
+def part_name(name: str, part: int, parts: int) -> str:
+    """What part 0, 1, ... of a device that was split is called; see whole_name."""
+    return f"{name} (part {part + 1} of {parts})"
+
+
+def whole_name(spec: DeviceSpec) -> str:
+    """The name of the device itself, of which `spec` may be a part."""
+    return spec.name.removesuffix(part_name("", spec.part, spec.parts))
+
+
+def group_name(spec: DeviceSpec) -> str:
+    """What devices alike are called: a simulated one's model, a real one's name, "NAME (1/4)" for parts of it."""
+    name = spec.model or whole_name(spec)
+    return name if spec.parts == 1 else f"{name} (1/{spec.parts})"
 
 
 def _refuse_twice(requests: list[DeviceRequest]) -> None:

@@ -12,6 +12,7 @@ The rules:
 - A reservation lasts until the backend confirms the end of the attempt, or the device is lost; a task that timed out or
   was cancelled has its final state at once, whatever still arrives for it.
 - A task whose worker crashed twice makes its third attempt alone on a GPU, so no neighbour can cost it that one.
+- A task that ran out of memory tries again where there is more room, and fails at once where there is none (needs.py).
 """
 
 from __future__ import annotations
@@ -247,6 +248,7 @@ class Distributor:
     def _end_attempt(self, now: float, attempt: Attempt, outcome: str) -> None:
         attempt.ended_s = now
         attempt.outcome = outcome
+        attempt.noted_bytes = attempt.task.memory_bytes
         self.pool.release(attempt)
 
     def _on_finished(self, now: float, fact: AttemptFinished) -> Sequence[Action]:
@@ -280,10 +282,14 @@ class Distributor:
             return _NO_ACTIONS
         task = attempt.task
         task.failures += 1
-        if task.failures <= task.retry_count:
+        code: ErrorCode = "out_of_memory" if fact.error_code == "out_of_memory" else "task_error"
+        told = code == "out_of_memory" and fact.free_bytes is not None
+        if told and not self._needs.after_shortage(task, fact.needed_bytes):
+            text = f"{fact.error}; {why_nowhere(task, self.pool.devices)[1]}"
+            self._finish(now, task, FAILED, code, text)
+        elif task.failures <= task.retry_count:
             self._requeue(now, task)
         else:
-            code: ErrorCode = "out_of_memory" if fact.error_code == "out_of_memory" else "task_error"
             self._finish(now, task, FAILED, code, fact.error)
         return _NO_ACTIONS
 

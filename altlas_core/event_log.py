@@ -32,7 +32,7 @@ from altlas_core.events import (
     TimerFired,
     WorkerCrashed,
 )
-from altlas_core.model import Attempt, DeviceSample
+from altlas_core.model import Attempt, DeviceSample, TaskSpec
 
 FORMAT_VERSION = 1
 
@@ -96,11 +96,18 @@ def _submitted(fact: TaskSubmitted) -> str:
     spec = task.spec
     return (
         f'"fact":"TaskSubmitted","task":{task.index},"kind":{_text(spec.kind)},"priority":{_text(spec.priority)},'
-        f'"strategy":{_text(task.demand.strategy)},"gpu_id":{_number(task.demand.pin)},"memory_bytes":{task.memory_bytes},'
+        f'"strategy":{_text(task.demand.strategy)},"gpu_id":{_number(task.demand.pin)},'
+        f'"memory_bytes":{task.demand.memory_bytes},'  # as submitted: it may have come to reserve more since
         f'"timeout_s":{task.timeout_s!r},"retry_count":{task.retry_count},"duration_s":{_number(spec.duration_s)},'
         f'"iterations":{_number(spec.iterations)},"input_size":{spec.input_size},"output_size":{spec.output_size},'
-        f'"batch":{spec.batch},"batch_id":{_text(spec.batch_id)}'
+        f'"batch":{spec.batch},"batch_id":{_text(spec.batch_id)}{_if_asked(spec)}'
     )
+
+
+def _if_asked(spec: TaskSpec) -> str:
+    """What only some tasks say."""
+    dtype = "" if spec.dtype == "fp32" else f',"dtype":{_text(spec.dtype)}'
+    return dtype if spec.call is None else f'{dtype},"call":{_text(spec.call.target)},"args":{spec.call.arguments}'
 
 
 def _started(attempt: Attempt) -> str:

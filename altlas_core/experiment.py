@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from altlas_core.backends import warm
 from altlas_core.backends.discover import discover
+from altlas_core.backends.machine import provenance_of
+from altlas_core.backends.mixed import MixedBackend
 from altlas_core.backends.simulated import SimulatedBackend
+from altlas_core.backends.work_check import check_work
 from altlas_core.config import Settings, load_config
 from altlas_core.config_schema import rules_of
 from altlas_core.distributor import Distributor
@@ -42,8 +45,9 @@ def run(
     """Play a workload on the machine of the settings and return what happened.
 
     seed None = the settings' seed. faults = what breaks when. devices = a machine found before (else `discover`).
-    Simulated devices run in virtual time unless run.pace is set; real ones in real time, durations, timeouts and
-    submission times multiplied by run.time_scale. Raises AltlasError children before anything starts.
+    Simulated devices alone run in virtual time unless run.pace is set; real ones, and simulated ones beside them, in
+    real time, durations, timeouts and submission times multiplied by run.time_scale. Raises AltlasError children
+    before anything starts.
     """
     collecting = gc.isenabled()
     gc.disable()  # a run makes next to no garbage before its end; looking for it would double the time of a large one
@@ -68,36 +72,42 @@ def _run(
         raise ConfigError(f"{type(settings).__name__} is no settings: give what load_config returns, or None")
     settings = load_settings() if settings is None else settings
     seed = settings.seed if seed is None else _checked_seed(seed)
-    specs = tuple(discover(settings).devices if devices is None else devices)
-    simulated = all(spec.simulated for spec in specs)
+    specs = _numbered(discover(settings).devices if devices is None else devices)
+    provenance = provenance_of(specs)
     requests: Sequence[TaskSpec] = workload.tasks(settings.gpu.workload.batch_size)
-    if not specs:
-        raise DeviceError("devices: none were given; at least one is needed")
     faults = _checked(faults, specs)
-    if not simulated:
+    check_pace(settings, provenance)
+    check_work(requests, specs)
+    if provenance != "simulated":
         settings, requests, faults = _scaled(settings, requests, faults)
     tasks = make_tasks(requests, settings.gpu, len(specs))
     distributor = Distributor(settings.gpu, specs, seed)
     backend = _backend(settings, specs, seed)
     log = EventLog(log_header(settings, specs, seed))
     telemetry = Telemetry(distributor, backend, settings.telemetry.interval)
-    if simulated and settings.run.pace == 0:
+    if provenance == "simulated" and settings.run.pace == 0:
         driver = VirtualDriver(distributor, backend, log, telemetry, settings.gpu.detection.health_check_interval)
         length_s = driver.run(tasks, faults)
     else:
-        length_s = _run_in_real_time(settings, distributor, backend, log, telemetry, tasks, faults, simulated)
+        pace = settings.run.pace if provenance == "simulated" else 1.0
+        length_s = _run_in_real_time(settings, distributor, backend, log, telemetry, tasks, faults, pace)
+    kinds = {spec.kind for spec in specs}
+    stale = dict(distributor.stale)
+    late = getattr(_workers(backend), "late", 0)  # answers of workers that never became facts
+    if late:
+        stale["late result"] = stale.get("late result", 0) + late
     return Result(
         settings,
         seed,
-        specs[0].kind,
-        "simulated" if simulated else "measured",
+        "mixed" if len(kinds) > 1 else kinds.pop(),
+        provenance,
         specs,
         length_s,
         log,
         telemetry,
         tasks,
         distributor.pool.devices,
-        dict(distributor.stale),
+        stale,
     )
 
 
@@ -109,11 +119,44 @@ def _checked_seed(seed: Any) -> int:
     return checked
 
 
+def _numbered(devices: Sequence[DeviceSpec]) -> tuple[DeviceSpec, ...]:
+    """The devices with gpu_id 0, 1, 2, ... also where they are some of a larger machine. Raises DeviceError if none."""
+    if not devices:
+        raise DeviceError("devices: none were given; at least one is needed")
+    return tuple(spec if spec.gpu_id == at else replace(spec, gpu_id=at) for at, spec in enumerate(devices))
+
+
+def check_pace(settings: Settings, provenance: str) -> None:
+    """Raise ConfigError for a pace that simulated devices cannot keep beside real ones."""
+    if provenance == "mixed" and settings.run.pace not in (0.0, 1.0):
+        raise ConfigError(
+            f"run.pace: {settings.run.pace:g}: simulated devices beside real ones run in real time; allowed: 1, or 0 "
+            "(the default); run.time_scale makes the whole run shorter"
+        )
+
+
 def _backend(settings: Settings, specs: Sequence[DeviceSpec], seed: int) -> Backend:
-    if specs[0].simulated:
-        return SimulatedBackend(specs, settings.gpu.detection.max_temperature)
+    simulated = [spec for spec in specs if spec.simulated]
+    real = [spec for spec in specs if not spec.simulated]
+    if not real:
+        return SimulatedBackend(simulated, settings.gpu.detection.max_temperature)
     workload = settings.gpu.workload
-    return warm.torch_backend(specs, workload.max_concurrent_tasks_per_gpu, seed, workload.kill_grace)
+    workers = warm.torch_backend(
+        real,
+        workload.max_concurrent_tasks_per_gpu,
+        seed,
+        workload.kill_grace,
+        workload.spare_workers,
+        workload.heartbeat_timeout,
+    )
+    if not simulated:
+        return workers
+    return MixedBackend(specs, SimulatedBackend(simulated, settings.gpu.detection.max_temperature), workers)
+
+
+def _workers(backend: Backend) -> Backend:
+    """The backend of the real devices, where there are any."""
+    return backend.real if isinstance(backend, MixedBackend) else backend
 
 
 def _run_in_real_time(
@@ -124,9 +167,10 @@ def _run_in_real_time(
     telemetry: Telemetry,
     tasks: Sequence[Task],
     faults: Sequence[Fault],
-    simulated: bool,
+    pace: float,
 ) -> float:
-    from altlas_core.drivers.realtime import MonotonicClock, RealtimeDriver
+    from altlas_core.drivers.clock import MonotonicClock
+    from altlas_core.drivers.realtime import RealtimeDriver
 
     driver = RealtimeDriver(
         distributor,
@@ -136,13 +180,13 @@ def _run_in_real_time(
         health_check_interval_s=settings.gpu.detection.health_check_interval,
         telemetry=telemetry,
         log=log,
-        pace=settings.run.pace if simulated else 1.0,
+        pace=pace,
     )
     plan: list[tuple[float, int, Any]] = [(task.spec.submit_s, RANK_SUBMIT, TaskSubmitted(task)) for task in tasks]
     plan += [(t.spec.cancel_s, RANK_CANCEL, CancelRequested(t.index)) for t in tasks if t.spec.cancel_s is not None]
     for fault in faults:
         driver.post_at(fault.time_s, RANK_DEVICE, backend.inject, fault)
-    return driver.run(plan, close=not warm.is_kept(backend))
+    return driver.run(plan, close=not warm.is_kept(_workers(backend)))
 
 
 def _checked(faults: Sequence[Fault], specs: Sequence[DeviceSpec]) -> Sequence[Fault]:
@@ -161,7 +205,7 @@ def _checked(faults: Sequence[Fault], specs: Sequence[DeviceSpec]) -> Sequence[F
 def _scaled(
     settings: Settings, requests: Sequence[TaskSpec], faults: Sequence[Fault]
 ) -> tuple[Settings, Sequence[TaskSpec], Sequence[Fault]]:
-    """Real devices: every time of the workload and the fault plan, and the default timeout, times run.time_scale."""
+    """In real time: every time of the workload and the fault plan, and the default timeout, times run.time_scale."""
     scale = settings.run.time_scale
     if scale == 1.0:
         return settings, requests, faults
@@ -199,11 +243,18 @@ def log_header(settings: Settings, specs: Sequence[DeviceSpec], seed: int) -> di
             "gpu.workload.max_queue": workload.max_queue,
             "gpu.workload.priority_aging": workload.priority_aging,
         },
-        "devices": [
-            {"gpu_id": s.gpu_id, "kind": s.kind, "name": s.name, "memory_total_bytes": s.memory_total_bytes}
-            for s in specs
-        ],
+        "devices": [_device_header(spec) for spec in specs],
     }
+
+
+def _device_header(spec: DeviceSpec) -> dict[str, Any]:
+    told = {
+        "gpu_id": spec.gpu_id,
+        "kind": spec.kind,
+        "name": spec.name,
+        "memory_total_bytes": spec.memory_total_bytes,
+    }
+    return told if spec.parts == 1 else {**told, "part": spec.part, "parts": spec.parts}
 
 
 def load_settings(path: Any = None, overrides: Any = None, environ: Any = None) -> Settings:

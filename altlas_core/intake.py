@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from altlas_core.calls import arguments
 from altlas_core.config_schema import GpuSettings
 from altlas_core.errors import WorkloadError
 from altlas_core.kinds import KINDS
-from altlas_core.model import PRIORITIES, Demand, Task, TaskSpec
+from altlas_core.model import PRIORITIES, Call, Demand, Task, TaskSpec
 from altlas_core.strategies import check_strategy
 
 
@@ -21,7 +22,7 @@ def make_tasks(specs: Iterable[TaskSpec], settings: GpuSettings, device_count: i
     default_timeout_s, default_retries = settings.workload.timeout, settings.workload.retry_count
     allowed = selection.strategies
     default = check_strategy(selection.default_strategy, allowed, "gpu.selection.default_strategy")
-    demands: dict[tuple[int | None, int | None, str | None, str, int, int, int], Demand] = {}
+    demands: dict[tuple[int | None, int | None, str | None, str, int, int, int, str], Demand] = {}
     unique: dict[tuple[Any, ...], Demand] = {}  # tasks that say the same in different words want the same
     tasks = []
     for index, spec in enumerate(specs):
@@ -33,6 +34,7 @@ def make_tasks(specs: Iterable[TaskSpec], settings: GpuSettings, device_count: i
             spec.input_size,
             spec.output_size,
             spec.batch,
+            spec.dtype,
         )
         demand = demands.get(wanted)
         if demand is None:
@@ -61,8 +63,13 @@ def make_task(record: Mapping[str, Any], demands: dict[tuple[Any, ...], Demand])
     `demands` keeps the demands met so far, for tasks alike share one.
     """
     names = ("kind", "duration_s", "iterations", "input_size", "output_size", "batch", "priority", "batch_id")
-    spec = TaskSpec(submit_s=record["t"], **{name: record[name] for name in names})
-    sizes = (spec.kind, spec.input_size, spec.output_size, spec.batch)
+    spec = TaskSpec(
+        submit_s=record["t"],
+        dtype=record.get("dtype", "fp32"),
+        call=Call(record["call"], arguments(record["args"])) if "call" in record else None,
+        **{name: record[name] for name in names},
+    )
+    sizes = (spec.kind, spec.input_size, spec.output_size, spec.batch, spec.dtype)
     wanted = (record["memory_bytes"], record["gpu_id"], record["strategy"], sizes)
     demand = demands.setdefault(wanted, Demand(*wanted))
     level = PRIORITIES[spec.priority]

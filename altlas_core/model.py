@@ -67,21 +67,22 @@ class TaskSpec:
 class Demand:
     """What a task wants of a GPU; one object for all tasks alike, so that it can be a key. pin None: any GPU.
 
-    `sizes` is (kind, input_size, output_size, batch).
+    `sizes` is (kind, input_size, output_size, batch, dtype).
     """
 
     memory_bytes: int
     pin: int | None
     strategy: str
-    sizes: tuple[str, int, int, int]
+    sizes: tuple[str, int, int, int, str]
 
 
 @dataclass(slots=True, eq=False)
 class Task:
     """One task on its way through the scheduler: the request with its defaults filled in, and what became of it.
 
-    `level` is the priority as a number (0 high, 1 normal, 2 low). `attempts` counts starts. `failures` counts attempts
-    that failed by the task's own fault; `crashes` those in which its worker died. Only the distributor writes here.
+    `level` is the priority as a number (0 high, 1 normal, 2 low). `memory_bytes` is what it reserves now: that of its
+    demand, or more once it ran out of memory. `attempts` counts starts. `failures` counts attempts that failed by the
+    task's own fault; `crashes` those in which its worker died. Only the distributor writes here.
     """
 
     index: int
@@ -115,6 +116,8 @@ class Attempt:
     `solo`: it has the device to itself. `ended_s` is None while the device is still held. `outcome` is how it ended:
     finished, stopped, worker_replaced, or an error code.
     `iterations` is how many times the kernel ran; `detail` holds further figures a real device measured.
+    `noted_bytes`: what it had reserved, noted where it ended otherwise than finished, since its task may ask for more
+    the next time; see `reserved_bytes`.
     """
 
     task: Task
@@ -127,6 +130,12 @@ class Attempt:
     outcome: str | None = None
     iterations: float = 0.0
     detail: dict[str, Any] | None = None
+    noted_bytes: int | None = None
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Device memory that it reserves, or had reserved."""
+        return self.task.memory_bytes if self.noted_bytes is None else self.noted_bytes
 
 
 @dataclass(slots=True, frozen=True)

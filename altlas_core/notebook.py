@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 from altlas_core.config import Settings
 from altlas_core.errors import AltlasError, ConfigError, nearest
 from altlas_core.experiment import load_settings
+from altlas_core.figures.clocks import clocks
+from altlas_core.figures.memory import memory_use
 from altlas_core.figures.telemetry import READINGS, readings
 from altlas_core.scenarios import SCENARIOS
 from altlas_core.scenarios.common import ScenarioResult
@@ -129,7 +131,7 @@ class Session:
         settings = result.settings
         if result.provenance == "simulated" and settings.run.pace:
             clock = f"pace {settings.run.pace:g}"
-        if result.provenance == "measured" and settings.run.time_scale != 1:
+        if result.provenance != "simulated" and settings.run.time_scale != 1:
             clock += f", every duration and timeout times {settings.run.time_scale:g}"
         text = f"{', '.join(device_texts(result.devices))} ({result.provenance}, {clock}), seed {settings.seed}"
         _display({"text/plain": text})
@@ -138,12 +140,30 @@ class Session:
         """Show one of the scenario's tables; of a long one the first rows."""
         show_table(self.result.tables[name])
 
+    def memory(self) -> None:
+        """Show what tasks reserved and what they really used, where real devices measured it; else nothing."""
+        table = self.result.tables.get("memory")
+        if table is None:
+            return
+        show(
+            memory_use(
+                list(table["work"]),
+                list(table["reserved together (GiB)"]),
+                list(table["used together, peak (GiB)"]),
+                self.result.provenance,
+            )
+        )
+        show_table(table)
+
     def parts(self, run: str) -> list[tuple[float, str]]:
         """When each part of a run began, and its name: figures write it over the plot."""
         return [(phase.begin_s, phase.label) for phase in self.result.phases[run]]
 
     def readings(self, run: str, columns: Iterable[str] = READINGS) -> None:
-        """Show readings of a run, a figure each; where a device has no such sensor, a line that says so."""
+        """Show readings of a run, a figure each; where a device has no such sensor, a line that says so.
+
+        With all of them, the clocks of real GPUs.
+        """
         result = self.result.runs[run]
         parts = self.parts(run) if run in self.result.phases else []
         for column in columns:
@@ -152,6 +172,9 @@ class Session:
                 show(figure)
             else:
                 _display({"text/plain": f"{figure['layout']['title']['text']}: N/A"})
+        told = clocks(result, parts) if columns is READINGS else None
+        if told is not None:
+            show(told)
 
     def checks(self) -> None:
         """Show every check, those that failed first."""

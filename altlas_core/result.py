@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Result:
-    """One run. `virtual_s` is its length on its own clock (virtual or real), `provenance` simulated or measured."""
+    """One run. `virtual_s` is its length on its own clock (virtual or real).
+
+    `backend` is the kind of its devices, "mixed" where there are several; `provenance` is where its figures come from:
+    "simulated", "measured", or "mixed".
+    """
 
     settings: Settings
     seed: int
@@ -36,7 +40,10 @@ class Result:
 
     @cached_property
     def tasks(self) -> pd.DataFrame:
-        """One row per task, in task_id order; started_s is that of the last attempt. Times in seconds."""
+        """One row per task, in task_id order; started_s is that of the last attempt. Times in seconds.
+
+        `provenance` says what its last attempt ran on: "measured" or "simulated"; None if it never started.
+        """
         import pandas as pd
 
         tasks = self.task_list
@@ -57,12 +64,16 @@ class Result:
                 "finished_s": pd.Series(column("finished_s"), dtype="float64"),
                 "error_code": pd.Series(column("error_code"), dtype="object"),
                 "error": pd.Series(column("error"), dtype="object"),
+                "provenance": self._provenance(task.gpu_id if task.attempts else None for task in tasks),
             }
         )
 
     @cached_property
     def attempts(self) -> pd.DataFrame:
-        """One row per attempt, in the order they started. flops is of the whole attempt; `detail` what was measured."""
+        """One row per attempt, in the order they started. flops is of the whole attempt; `detail` what was measured.
+
+        `provenance`: whether its device is real ("measured") or "simulated".
+        """
         import pandas as pd
 
         attempts = self.log.attempts()
@@ -75,12 +86,20 @@ class Result:
                 "started_s": pd.Series([a.started_s for a in attempts], dtype="float64"),
                 "ended_s": pd.Series([a.ended_s for a in attempts], dtype="float64"),
                 "outcome": pd.Series([a.outcome for a in attempts], dtype="object"),
-                "memory_bytes": pd.array([a.task.memory_bytes for a in attempts], dtype="int64"),
+                "memory_bytes": pd.array([a.reserved_bytes for a in attempts], dtype="int64"),
                 "iterations": pd.Series([a.iterations for a in attempts], dtype="float64"),
                 "flops": pd.Series(flops, dtype="float64"),
                 "detail": pd.Series([a.detail for a in attempts], dtype="object"),
+                "provenance": self._provenance(a.gpu_id for a in attempts),
             }
         )
+
+    def _provenance(self, gpu_ids: Iterable[int | None]) -> pd.Series[Any]:
+        """Of each device: "measured" or "simulated"; None for no device."""
+        import pandas as pd
+
+        of = ["simulated" if spec.simulated else "measured" for spec in self.devices]
+        return pd.Series([None if gpu_id is None else of[gpu_id] for gpu_id in gpu_ids], dtype="object")
 
     @property
     def telemetry(self) -> pd.DataFrame:
@@ -90,6 +109,11 @@ class Result:
     @cached_property
     def _telemetry_table(self) -> pd.DataFrame:
         return self.sampled.table()
+
+    @cached_property
+    def readings(self) -> pd.DataFrame:
+        """All that was read of the real devices, at their sampler's rate; see Telemetry.readings_table."""
+        return self.sampled.readings_table()
 
     @cached_property
     def queue_depth(self) -> pd.DataFrame:
@@ -231,14 +255,14 @@ def _peaks(log: EventLog, gpus: int) -> tuple[list[int], list[int]]:
         attempt = held.pop(index, None)
         if attempt is not None:
             slots[attempt.gpu_id] -= 1
-            memory[attempt.gpu_id] -= attempt.task.memory_bytes
+            memory[attempt.gpu_id] -= attempt.reserved_bytes
 
     for entry in log.entries:
         if isinstance(entry, Attempt):
             gpu_id = entry.gpu_id
             held[entry.task.index] = entry
             slots[gpu_id] += 1
-            memory[gpu_id] += entry.task.memory_bytes
+            memory[gpu_id] += entry.reserved_bytes
             most_slots[gpu_id] = max(most_slots[gpu_id], slots[gpu_id])
             most_memory[gpu_id] = max(most_memory[gpu_id], memory[gpu_id])
         elif isinstance(entry, AttemptFinished | AttemptFailed | AttemptStopped):

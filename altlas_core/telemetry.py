@@ -1,4 +1,7 @@
-"""Readings over time, in columns: (time, GPU) rows and a queue-depth series. No object is kept per reading."""
+"""Readings over time, in columns: (time, GPU) rows and a queue-depth series. No object is kept per reading.
+
+Of real devices there is also what their sampler read at its own, higher rate: see `readings_table`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from array import array
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from altlas_core.backends.sampler_history import History
 from altlas_core.distributor import Distributor
 from altlas_core.model import DeviceSample
 
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 8_000_000  # about 350 MB; beyond it every second reading is dropped, and half as many are taken from then on
 NOT_READ = float("nan")  # in the columns; None in the tables
+PROVENANCES = ("measured", "simulated")
 _LOST = DeviceSample()
 _COLUMNS = (
     "time_s",
@@ -32,13 +37,17 @@ class Telemetry:
     """Samples every device at `interval_s` of the run's clock. Columns hold NaN where a reading is missing.
 
     A run so long that MAX_ROWS is reached is thinned: `interval_s` doubles.
+
+    A backend may have `record`, which fills in the readings of all devices at once; `mean_sample`, as `sample` but with
+    utilization and power as means since the call before; and `history`, all that its sampler reads in this run.
     """
 
     def __init__(self, distributor: Distributor, backend: Backend, interval_s: float) -> None:
         self.interval_s = interval_s
         self._distributor = distributor
-        self._backend = backend
+        self._sample: Callable[[float, int], DeviceSample | None] = getattr(backend, "mean_sample", backend.sample)
         self._record: Callable[..., None] = getattr(backend, "record", self._record_each)
+        self.history: History = getattr(backend, "history", None) or History(())
         devices = distributor.pool.devices
         self._gpu_ids = array("i", [device.gpu_id for device in devices])
         self.time_s = array("d")
@@ -52,7 +61,7 @@ class Telemetry:
         self.queue_depth = array("q")
 
     def sample(self, now: float) -> None:
-        """Read every device once: one row each. A backend that has `record` fills in the readings itself."""
+        """Read every device once: one row each."""
         devices = self._distributor.pool.devices
         self.time_s.extend([now] * len(devices))
         self.gpu_id += self._gpu_ids
@@ -77,32 +86,45 @@ class Telemetry:
     def _record_each(self, now: float, *columns: array[float]) -> None:
         """Devices that are read one at a time."""
         for gpu_id in self._gpu_ids:
-            sample = self._backend.sample(now, gpu_id) or _LOST
+            sample = self._sample(now, gpu_id) or _LOST
             readings = (sample.utilization_pct, sample.memory_used_bytes, sample.temperature_c, sample.power_w)
             for column, reading in zip(columns, readings, strict=True):
                 column.append(NOT_READ if reading is None else reading)
 
     def table(self) -> pd.DataFrame:
         """One row per (time, GPU): time_s, gpu_id, utilization_pct, memory_used_bytes, temperature_c, power_w,
-        running_tasks. A missing reading is missing (NaN, <NA>), never 0."""
+        running_tasks, provenance ("measured" or "simulated"). A missing reading is missing (NaN, <NA>), never 0."""
         import numpy as np
         import pandas as pd
 
         def column(values: array[Any], dtype: Any) -> Any:
             return np.frombuffer(values, dtype=dtype).copy() if len(values) else np.empty(0, dtype=dtype)
 
+        gpu_ids = column(self.gpu_id, np.int32)
+        of = [
+            PROVENANCES.index("simulated" if d.spec.simulated else "measured") for d in self._distributor.pool.devices
+        ]
+        provenance = np.array(of, dtype=np.int8)[gpu_ids]
         memory = pd.array(column(self.memory_used_bytes, np.float64), dtype="Float64")
         return pd.DataFrame(
             {
                 "time_s": column(self.time_s, np.float64),
-                "gpu_id": column(self.gpu_id, np.int32).astype(np.int64),
+                "gpu_id": gpu_ids.astype(np.int64),
                 "utilization_pct": column(self.utilization_pct, np.float64),
                 "memory_used_bytes": memory.astype("Int64"),
                 "temperature_c": column(self.temperature_c, np.float64),
                 "power_w": column(self.power_w, np.float64),
                 "running_tasks": column(self.running_tasks, np.int32).astype(np.int64),
+                "provenance": pd.Categorical.from_codes(provenance, categories=pd.Index(PROVENANCES)),
             }
         )
+
+    def readings_table(self) -> pd.DataFrame:
+        """All that was read of the real devices, ten times a second where that costs little: see History.table.
+
+        time_s is the run's clock. Empty where all devices are simulated.
+        """
+        return self.history.table(self.queue_time_s[-1] if len(self.queue_time_s) else 0.0)
 
     def queue_table(self) -> pd.DataFrame:
         """Queue depth over time: time_s, queued_tasks."""

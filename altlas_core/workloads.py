@@ -12,17 +12,31 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from altlas_core import rules
+from altlas_core import calls, rules
 from altlas_core.errors import WorkloadError, nearest
-from altlas_core.kinds import KINDS
-from altlas_core.model import PRIORITIES, TaskSpec
+from altlas_core.kinds import DTYPES, KINDS
+from altlas_core.model import PRIORITIES, Call, TaskSpec
 from altlas_core.rules import Number, RefusedError, Rule, shown
 
 _seconds = rules.seconds(above=False)
+_kind = rules.one_of(KINDS)
+_dtype = rules.one_of(DTYPES)
+_TORCH_NAMES: Final = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+def _kind_or_call(value: Any) -> str:
+    """A kind by its name; an import path is that of a function, and means the kind "call"."""
+    return calls.target(value) if isinstance(value, str) and ":" in value else _kind(value)
+
+
+def _number_format(value: Any) -> str:
+    """By our names or by torch's."""
+    return _dtype(_TORCH_NAMES.get(value, value) if isinstance(value, str) else value)
+
 
 FIELDS: Final[dict[str, Rule]] = {
     "submit_s": _seconds,
-    "kind": rules.one_of(KINDS),
+    "kind": _kind_or_call,
     "duration_s": _seconds,
     "iterations": Number(1, 1e15, whole=True),
     "input_size": rules.whole(1, rules.MAX_SIZE, "elements"),
@@ -36,6 +50,9 @@ FIELDS: Final[dict[str, Rule]] = {
     "strategy": rules.text,
     "cancel_s": _seconds,
     "items": rules.whole(1, rules.MAX_SIZE, "items"),
+    "dtype": _number_format,
+    "call": calls.target,
+    "args": calls.arguments,
 }
 MAX_COUNT: Final = 10_000_000  # tasks a generator makes at most
 MAX_RATE: Final = 1e9
@@ -196,6 +213,8 @@ def _spec(record: Mapping[str, Any]) -> tuple[TaskSpec, int]:
         except RefusedError as problem:
             raise RefusedError(f"{name}: {problem}") from None
     count = values.pop("items", 1)
+    _check_call(values)
+    _check_kernel(values)
     _check_length(values)
     if values.get("cancel_s", rules.MAX_SECONDS) < values.get("submit_s", 0.0):
         raise RefusedError(
@@ -209,9 +228,39 @@ def _missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value) or type(value).__name__ in _PANDAS_MISSING
 
 
+def _check_call(values: dict[str, Any]) -> None:
+    """`call` makes the kind "call", which needs it; `args` are for it alone. Both become one Call."""
+    target, arguments = values.pop("call", None), values.pop("args", None)
+    kind = values.setdefault("kind", "linear" if target is None else "call")
+    if target is None and kind not in KINDS:
+        target, kind = kind, "call"
+        values["kind"] = kind
+    if target is None:
+        if arguments is not None:
+            raise RefusedError(f"args: {arguments} given without call; allowed: together with call")
+        if kind == "call":
+            raise RefusedError(f"call: missing, and 'call' must say what to run; allowed: {calls.ALLOWED}")
+        return
+    if kind != "call":
+        raise RefusedError(f"call: given with kind '{kind}'; allowed: with kind 'call', or without a kind")
+    values["call"] = Call(target, arguments or "{}")
+
+
+def _check_kernel(values: dict[str, Any]) -> None:
+    """A number format and a width that the kind knows."""
+    kind, dtype, width = KINDS[values["kind"]], values.get("dtype"), values.get("output_size", 1024)
+    if dtype is not None and dtype not in kind.dtypes:
+        raise RefusedError(f"dtype: {dtype} with kind '{kind.name}'; allowed: {', '.join(kind.dtypes)}")
+    if width % kind.output_multiple:
+        raise RefusedError(
+            f"output_size: {width} with kind '{kind.name}'; allowed: multiples of {kind.output_multiple}"
+        )
+
+
 def _check_length(values: dict[str, Any]) -> None:
-    """Exactly one of duration_s and iterations, where the kind needs one; 0 seconds where it needs none."""
-    kind = KINDS[values.get("kind", "linear")]
+    """Exactly one of duration_s and iterations, where the kind needs one; 0 seconds where it needs none. A call without
+    duration_s takes as long as it takes."""
+    kind = KINDS[values["kind"]]
     timed, counted = "duration_s" in values, "iterations" in values
     if timed and counted:
         raise RefusedError("duration_s: given together with iterations; allowed: one of the two")
@@ -222,7 +271,8 @@ def _check_length(values: dict[str, Any]) -> None:
     if kind.needs_length:
         allowed = "duration_s or iterations" if kind.kernel else "duration_s"
         raise RefusedError(f"duration_s: missing, and '{kind.name}' must say how long it runs; allowed: {allowed}")
-    values["duration_s"] = 0.0
+    if kind.name != "call":
+        values["duration_s"] = 0.0
 
 
 def _pieces(spec: TaskSpec, count: int, batch_size: int, batch_id: str) -> Iterable[TaskSpec]:

@@ -23,7 +23,8 @@ from typing import Any
 from altlas_core.backends.torch_backend import TorchBackend
 from altlas_core.config import load_config
 from altlas_core.distributor import Distributor
-from altlas_core.drivers.realtime import MonotonicClock, RealtimeDriver
+from altlas_core.drivers.clock import MonotonicClock
+from altlas_core.drivers.realtime import RealtimeDriver
 from altlas_core.event_log import EventLog
 from altlas_core.events import RANK_SUBMIT, AttemptFinished, TaskSubmitted
 from altlas_core.intake import make_tasks

@@ -14,6 +14,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+from gpu_kinds import all_kinds_are_right, formats_have_their_rate, link, users_function
+from gpu_machine import (
+    SPARE_S,
+    memory_within_reservation,
+    mixed_pool,
+    parts_contend,
+    sampler_keeps_up,
+    share_is_enforced,
+    silent_worker,
+    spare_takes_over,
+)
 from gpu_speed import LEAST_RATIO, scenario, throughput
 from gpu_stand import MODELS, TOGETHER, Finding, Stand, attempts_of, story, worker_pids
 
@@ -54,6 +65,23 @@ def plan(models: Mapping[str, int] = MODELS, kill_grace_s: float = 0.5, scenario
         Check("a hanging task is stopped", f"timeout, worker gone, next task done in {within}", hanging_is_stopped),
         Check("a killed worker loses no task", "all completed, by another worker", killed_worker),
         Check("out of memory is survived", "out_of_memory; the same worker goes on", out_of_memory),
+        Check("every kind and number format is right", "each confirmed by its reference", all_kinds_are_right),
+        Check("number formats have their rate", "TF32, FP16, BF16: twice fp32 or more", formats_have_their_rate),
+        Check("copies between host and device", "every byte right; GB/s stated", link),
+        Check("a user's own function", "runs on the device, its answer comes back", users_function),
+        Check(
+            "memory stays within what was reserved",
+            "peak of each kind alone: 1.1 x and 64 MiB",
+            memory_within_reservation,
+        ),
+        Check("two parts: the share is enforced", "out_of_memory on one, work goes on on the other", share_is_enforced),
+        Check("two parts: they contend", "together no more than 125 % of one alone", parts_contend),
+        Check("real and simulated in one pool", "all completed, rows say which, simulated exact", mixed_pool),
+        Check(
+            "a spare worker takes over", f"free slot in {kill_grace_s + SPARE_S:g} s after a deadline", spare_takes_over
+        ),
+        Check("a silent worker is replaced", "one attempt lost, the next finishes", silent_worker),
+        Check("the sampler keeps up", "5 readings/s or more, under 1 % of a core", sampler_keeps_up),
         Check("readings follow the work", "busy, memory held; watts between idle and limit", readings),
     ]
     checks += [
@@ -78,12 +106,11 @@ print(json.dumps([card.name, str(card.uuid), [card.major, card.minor], card.tota
 def same_card(stand: Stand) -> Finding:
     if not stand.cuda:
         return Finding(None, "needs a CUDA device")
-    from altlas_core.backends.torch_process import environment
+    from altlas_core.backends.torch_process import assignment, environment
 
     command = [sys.executable, "-c", _ASK_TORCH]
-    asked = subprocess.run(
-        command, env=environment(stand.spec), capture_output=True, text=True, timeout=120, check=False
-    )
+    env = environment(1) | assignment(stand.spec, 1, 0)["environment"]
+    asked = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     if asked.returncode:
         return Finding(False, "torch cannot use it: " + asked.stderr.strip().splitlines()[-1])
     name, uuid, capability, memory_bytes = json.loads(asked.stdout)
@@ -139,7 +166,7 @@ def tf32_error(batch: int, size: int = 64) -> tuple[float, float]:
     """(error, bound) of a product whose factors were cut to the 10 bits of mantissa that TF32 keeps."""
     import torch
 
-    from altlas_core.backends.torch_work import check_product
+    from altlas_core.backends.torch_reference import check_product
 
     pick = torch.Generator().manual_seed(42)
     x = torch.empty(batch, size).uniform_(-1, 1, generator=pick)
@@ -173,7 +200,7 @@ def hanging_is_stopped(stand: Stand) -> Finding:
     if hung.error_code != "timeout" or following.state != COMPLETED:
         return Finding(False, story(result))
     took_s = (following.finished_s or 0.0) - (hung.finished_s or 0.0)
-    gone = not before & worker_pids()
+    gone = bool(before - worker_pids())  # another of them was a spare one, and is the device's now
     late = took_s > stand.kill_grace_s + REPLACED_S
     observed = f"timeout, worker {'gone' if gone else 'still there'}, next task done after {took_s:.2f} s"
     return Finding(gone and not late, observed, {"deadline_to_next_done_s": took_s})
@@ -187,7 +214,7 @@ def killed_worker(stand: Stand) -> Finding:
     attempts = attempts_of(result)
     again = len(attempts) - len(result.task_list)
     done = sum(task.state == COMPLETED for task in result.task_list)
-    passed = done == 8 and again > 0 and not before & worker_pids()
+    passed = done == 8 and again > 0 and bool(before - worker_pids())
     observed = f"{done} of 8 completed, {again} attempts lost and made again"
     return Finding(passed, observed if done == 8 else f"{observed}; {story(result)}", {"attempts": len(attempts)})
 

@@ -44,19 +44,28 @@ class Stand:
     def linear(self, size: int, **more: Any) -> dict[str, Any]:
         return {"input_size": size, "output_size": size, "batch": self.batch, "timeout_s": 120.0, **more}
 
-    def play(self, records: Sequence[Mapping[str, Any]], *faults: Fault, slots: int = TOGETHER) -> Result:
-        """One run on the device. Bad health is looked at so often that a device in use by others is given up soon."""
+    def play(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        *faults: Fault,
+        slots: int = TOGETHER,
+        devices: Sequence[DeviceSpec] = (),
+        **more: Any,
+    ) -> Result:
+        """One run on the device, or on `devices`; `more` are settings of gpu.workload.
+
+        Bad health is looked at so often that a device in use by others is given up soon.
+        """
         overrides = {
-            "gpu.backend": self.spec.kind,
-            "gpu.devices": [self.device],
             "gpu.detection.health_check_interval": 0.2,
             "gpu.workload.max_concurrent_tasks_per_gpu": slots,
             "gpu.workload.kill_grace": self.kill_grace_s,
             "telemetry.interval": 0.1,
+            **{f"gpu.workload.{name}": value for name, value in more.items()},
         }
         settings = load_config(overrides=overrides, environ={})
         asked = altlas.Workload.from_records(records)
-        return altlas.run(settings, asked, faults=faults, devices=[self.spec])
+        return altlas.run(settings, asked, faults=faults, devices=devices or [self.spec])
 
 
 @dataclass(slots=True)

@@ -107,12 +107,37 @@ def real_work(found: Found) -> str:
     return table((title, "through altlas", "bare torch loop", "ratio: median (range)"), rows)
 
 
+def sampler(found: Found) -> str:
+    rows = [
+        (name, f"{100 * case['cpu_share']:.2f}", f"{case['rounds_per_s']:.1f}") for name, case in found["cases"].items()
+    ]
+    title = f"readings of all devices, {found['seconds']:g} s"
+    most = f"rounds/s (at most {found['most_rounds_per_s']:g})"
+    return table((title, "% of one core", most), rows)
+
+
+def kills(found: Found) -> str:
+    rows = [(f"tasks {state}", f"{count:,}") for state, count in sorted(found["states"].items())]
+    rows += [(f"attempts that ended as {name}", f"{count:,}") for name, count in sorted(found["outcomes"].items())]
+    rows += [("attempts started", f"{found['attempts']:,}"), ("seconds", f"{found['wall_s']:.0f}")]
+    return table((f"{found['tasks']:,} tasks, {found['kills']} workers killed", "count"), rows)
+
+
+def stop_cost(found: Found) -> str:
+    rows = [(name, between(seconds, 1.0, 2)) for name, seconds in found["seconds"].items()]
+    head = f"from deadline + kill_grace to the end of the next task, {found['rounds']} rounds"
+    return table((head, "seconds: median (range)"), rows)
+
+
 TABLES: dict[str, Callable[[Found], str]] = {
     "scheduler": scheduler,
     "decision_cost": decision_cost,
     "memory": memory,
     "dispatch": dispatch,
     "real_work": real_work,
+    "sampler": sampler,
+    "stop_cost": stop_cost,
+    "kills": kills,
     "suite": suite,
     "import_time": import_time,
 }

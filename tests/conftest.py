@@ -102,3 +102,20 @@ def chromium() -> Iterator[Any]:
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def shared_workers(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """An open backend of two CPU devices for the tests of a module, with as many spare workers as its SPARES says."""
+    from workers import Bench
+
+    bench = Bench(spare_workers=getattr(request.module, "SPARES", 0))
+    yield bench
+    bench.backend.close()
+
+
+@pytest.fixture
+def bench(shared_workers: Any) -> Any:
+    """Every test finds all workers ready and nothing running: opening again sees to that."""
+    shared_workers.open()
+    return shared_workers

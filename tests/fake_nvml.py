@@ -40,6 +40,12 @@ class FakeGpu:
     processes: list[tuple[int, int | None]] | None = field(default_factory=list)  # (pid, MiB or None)
     process_utilization: dict[int, int] | None = None
     mig: int | None = None
+    sm_clock: int | None = 1410
+    memory_clock: int | None = 1593
+    throttle: int | None = 0  # bits of nvmlClocksEventReasons
+    ecc: tuple[int, int] | None = (0, 0)  # corrected, uncorrected
+    recovery: int | None = None  # nvmlDeviceGpuRecoveryAction_t
+    xids: list[int] | None = field(default_factory=list)  # not yet fetched; None: events are not supported
     errors: dict[str, int] = field(default_factory=dict)  # C function -> error code it returns
 
 
@@ -66,6 +72,7 @@ class FakeNvml:
         self.driver = driver
         self.cuda = cuda
         self.calls: list[str] = []
+        self.event_sets: dict[int, list[FakeGpu]] = {}  # by address
         self.initialised = 0
 
     def __getattr__(self, name: str) -> Callable[..., int]:
@@ -114,6 +121,33 @@ class FakeNvml:
             pointed = pynvml.c_nvmlDevice_t
             out._obj.contents = pointed._type_.from_address(0x1000 * (index + 1))
         return code
+
+    # --- events ---
+
+    def _nvmlEventSetCreate(self, out: Any) -> int:
+        address = 0x1000 * (1 + self.calls.count("nvmlEventSetCreate"))
+        self.event_sets[address] = []
+        out._obj.contents = pynvml.c_nvmlEventSet_t._type_.from_address(address)
+        return SUCCESS
+
+    def _nvmlDeviceRegisterEvents(self, gpu: FakeGpu, types: Any, events: Any) -> int:
+        if gpu.xids is None:
+            return _unsupported()
+        assert types.value == pynvml.nvmlEventTypeXidCriticalError
+        self.event_sets[_address(events)].append(gpu)
+        return SUCCESS
+
+    def _nvmlEventSetWait_v2(self, events: Any, out: Any, timeout_ms: Any) -> int:
+        assert timeout_ms.value == 0  # nothing may wait here
+        for gpu in self.event_sets[_address(events)]:
+            if gpu.xids:
+                out._obj.eventType, out._obj.eventData = pynvml.nvmlEventTypeXidCriticalError, gpu.xids.pop(0)
+                return SUCCESS
+        return int(pynvml.NVML_ERROR_TIMEOUT)
+
+    def _nvmlEventSetFree(self, events: Any) -> int:
+        del self.event_sets[_address(events)]
+        return SUCCESS
 
     # --- one GPU: `gpu` is found from the handle by _CFunction ---
 
@@ -175,6 +209,28 @@ class FakeNvml:
 
     def _nvmlDeviceGetPowerManagementLimit(self, gpu: FakeGpu, out: Any) -> int:
         return _number(out, gpu.limit_mw)
+
+    def _nvmlDeviceGetClockInfo(self, gpu: FakeGpu, kind: Any, out: Any) -> int:
+        clocks = {pynvml.NVML_CLOCK_SM: gpu.sm_clock, pynvml.NVML_CLOCK_MEM: gpu.memory_clock}
+        return _number(out, clocks[kind.value])
+
+    def _nvmlDeviceGetCurrentClocksEventReasons(self, gpu: FakeGpu, out: Any) -> int:
+        return _number(out, gpu.throttle)
+
+    def _nvmlDeviceGetCurrentClocksThrottleReasons(self, gpu: FakeGpu, out: Any) -> int:
+        return _number(out, gpu.throttle)
+
+    def _nvmlDeviceGetTotalEccErrors(self, gpu: FakeGpu, kind: Any, counter: Any, out: Any) -> int:
+        assert counter.value == pynvml.NVML_VOLATILE_ECC
+        return _number(out, None if gpu.ecc is None else gpu.ecc[kind.value])
+
+    def _nvmlDeviceGetFieldValues(self, gpu: FakeGpu, count: Any, out: Any) -> int:
+        for place in range(count.value):
+            value = out._obj[place]
+            known = value.fieldId == pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION and gpu.recovery is not None
+            value.nvmlReturn = SUCCESS if known else _unsupported()
+            value.value.uiVal = 1 if gpu.recovery is None else gpu.recovery  # what stands beside an error says nothing
+        return SUCCESS
 
     def _nvmlDeviceGetMigMode(self, gpu: FakeGpu, current: Any, pending: Any) -> int:
         return _number(current, gpu.mig)
@@ -248,16 +304,12 @@ def _number(out: Any, value: int | None) -> int:
 @contextmanager
 def installed(library: FakeNvml | None) -> Iterator[FakeNvml | None]:
     """pynvml talks to `library` inside the block (None: no driver library is there), and forgets it afterwards."""
-    from altlas_core.backends import nvml
-
     before = pynvml.nvmlLib, dict(pynvml._nvmlGetFunctionPointer_cache)
-    nvml._forget()
     pynvml._nvmlGetFunctionPointer_cache.clear()
     pynvml.nvmlLib = library
     try:
         yield library
     finally:
-        nvml.close()
         pynvml._nvmlGetFunctionPointer_cache.clear()
         pynvml.nvmlLib = before[0]
         pynvml._nvmlGetFunctionPointer_cache.update(before[1])

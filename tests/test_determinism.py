@@ -104,6 +104,7 @@ TASKS = {
     "finished_s": "float64",
     "error_code": "object",
     "error": "object",
+    "provenance": "object",
 }
 TELEMETRY = {
     "time_s": "float64",
@@ -113,6 +114,7 @@ TELEMETRY = {
     "temperature_c": "float64",
     "power_w": "float64",
     "running_tasks": "int64",
+    "provenance": "category",
 }
 
 

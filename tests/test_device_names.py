@@ -72,6 +72,8 @@ def test_several_entries_make_one_machine_in_that_order() -> None:
         ("cpu:2/1.5", "split '1.5'"),
         ("cpu:2/2/2", "'2/2/2'"),
         ("T4/2", "only cpu and cuda can be split"),
+        ("/2", "the name is missing"),
+        ("/x", "split 'x'"),
         ("2x cpu", "allowed: 'cpu:2'"),
         ("8x", "the name is missing"),
         ("8x A1000-SXM4-80GB", "Did you mean 'A100-SXM4-80GB'?"),

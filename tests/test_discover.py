@@ -10,10 +10,10 @@ from typing import Any
 import pynvml
 import pytest
 from fake_nvml import FakeGpu, FakeNvml, gpus, installed
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altlas_core.backends import nvml
+from altlas_core.backends import nvml_ask
 from altlas_core.backends.device_builders import capability_tuple
 from altlas_core.backends.discover import discover
 from altlas_core.backends.host import Host, torch_problem
@@ -49,7 +49,7 @@ def no_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(*_: Any) -> None:
         raise AssertionError("NVML was asked")
 
-    monkeypatch.setattr(nvml, "_ask", asked)
+    monkeypatch.setattr(nvml_ask, "ask", asked)
 
 
 @pytest.fixture
@@ -125,9 +125,52 @@ def test_backend_and_devices_that_contradict_each_other_are_refused(backend: str
     assert f"--backend {kind}" in message
 
 
-def test_mixed_machines_and_splits_are_refused_as_not_available_yet() -> None:
-    for devices in (("T4", "cpu:2"), ("cuda:0", "2x T4"), ("cpu:2/2",), ("cuda:0/4",)):
-        assert "not available yet" in refusal(FakeNvml(), *devices)
+@pytest.mark.parametrize("backend", ["simulated", "cpu", "cuda"])
+def test_a_named_backend_contradicts_devices_of_several_kinds(backend: str) -> None:
+    message = refusal(FakeNvml(), "cpu:1", "T4", backend=backend)
+    assert f"gpu.backend is {backend}" in message
+    assert "--backend auto" in message
+
+
+# --- several kinds ---
+
+
+def test_devices_of_several_kinds_make_one_machine_in_the_order_of_the_entries() -> None:
+    machine = find_with(FakeNvml(gpus(2)), "cuda:1", "2x T4", "cpu:2", "A100")
+    assert machine.backend == "mixed"
+    assert machine.provenance == "mixed"
+    assert [(spec.gpu_id, spec.kind, spec.index) for spec in machine.devices] == [
+        (0, "cuda", 1),
+        (1, "simulated", 0),
+        (2, "simulated", 1),
+        (3, "cpu", 0),
+        (4, "cpu", 1),
+        (5, "simulated", 2),
+    ]
+    assert [spec.cores for spec in machine.devices if spec.kind == "cpu"] == [4, 4]
+    assert machine.driver_version == "550.54.14"
+    assert [reading is not None for reading in machine.readings] == [True, False, False, False, False, False]
+    assert machine.topology is None  # links between what is real and what is not mean nothing
+    assert json.loads(json.dumps(machine.to_json()))["backend"] == "mixed"
+
+
+def test_cpu_and_cuda_devices_together_are_all_measured() -> None:
+    machine = find_with(FakeNvml(gpus(1)), "cpu:1", "cuda")
+    assert (machine.backend, machine.provenance) == ("mixed", "measured")
+
+
+def test_without_a_cuda_device_a_mixed_machine_asks_nvml_nothing(no_nvml: None) -> None:
+    assert [spec.kind for spec in find("T4", "cpu:1").devices] == ["simulated", "cpu"]
+
+
+def test_in_a_mixed_machine_simulated_gpus_under_the_minimum_are_left_out() -> None:
+    machine = find("V100", "cpu:1", "2x T4", detection__min_compute_capability=7.5)
+    assert [(spec.gpu_id, spec.name) for spec in machine.devices] == [(0, HOST.cpu_name), (1, "T4"), (2, "T4")]
+    assert [item.name for item in machine.excluded] == ["V100-SXM2-16GB"]
+
+
+def test_a_gpu_that_is_not_there_is_refused_in_a_mixed_machine_too() -> None:
+    assert "cuda:3 is not there" in refusal(FakeNvml(gpus(1)), "2x T4", "cuda:3")
 
 
 # --- cuda ---
@@ -249,6 +292,21 @@ def test_more_cpu_devices_than_cores_is_said_and_each_keeps_one_core() -> None:
     assert any("Warning" in sentence and "shared cores" in sentence for sentence in machine.statements)
 
 
+def test_each_cpu_device_has_cores_of_its_own_while_there_are_enough() -> None:
+    host = Host(5, 8 * GIB, "CPU", cpu_ids=(0, 4, 1, 5, 2))  # hardware threads of one core side by side
+    assert [spec.cpu_ids for spec in find("cpu:2", host=host).devices] == [(0, 4), (1, 5)]
+    assert [spec.cpu_ids for spec in find("cpu:1", host=host).devices] == [(0, 1, 2, 4, 5)]
+
+
+def test_more_cpu_devices_than_cores_take_them_by_turns() -> None:
+    host = Host(2, 8 * GIB, "CPU", cpu_ids=(3, 7))
+    assert [spec.cpu_ids for spec in find("cpu:3", host=host).devices] == [(3,), (7,), (3,)]
+
+
+def test_cores_are_nobodys_to_choose_under_a_quota_of_cpu_time() -> None:
+    assert [spec.cpu_ids for spec in find("cpu:2", host=HOST).devices] == [None, None]
+
+
 # --- simulated ---
 
 
@@ -267,6 +325,7 @@ def test_the_same_machine_has_the_same_identities_every_time() -> None:
     assert find("4x A100", "T4") == find("4x A100", "T4")
 
 
+@settings(deadline=None)  # thousands of GPUs on a busy computer
 @given(st.lists(st.tuples(st.integers(1, 2000), st.sampled_from(sorted(CATALOG))), min_size=1, max_size=4))
 def test_ids_of_a_simulated_machine_are_unique(entries: list[tuple[int, str]]) -> None:
     devices = find(*(f"{count}x {name}" for count, name in entries)).devices

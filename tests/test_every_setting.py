@@ -97,7 +97,8 @@ def test_no_key_of_the_original_is_left_out() -> None:
         "gpu.detection.min_compute_capability",
         "gpu.workload.queue_processing_interval",
     }
-    new = {"gpu.backend", "gpu.workload.kill_grace"}  # test_discover.py, test_torch_backend.py
+    of_workers = {"gpu.workload.kill_grace", "gpu.workload.spare_workers", "gpu.workload.heartbeat_timeout"}
+    new = {"gpu.backend", *of_workers}  # test_discover.py, test_worker_stops.py, test_supervisor.py
     assert {key for key in all_keys() if key.startswith("gpu.")} == CASES.keys() | elsewhere | new
 
 

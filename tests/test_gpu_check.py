@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))  # s
 
 import gpu_check
 import gpu_checks
+import gpu_kinds
+import gpu_machine
 import gpu_speed
 from gpu_checks import Check
 from gpu_stand import Finding, Stand
@@ -84,7 +86,48 @@ def test_a_killed_worker_loses_no_task(stand: Stand) -> None:
 def test_out_of_memory_is_survived(stand: Stand) -> None:
     finding = gpu_checks.out_of_memory(stand)
     assert finding.passed, finding.observed
-    assert "allocate" in finding.observed
+    assert "needed" in finding.observed
+    assert "free" in finding.observed
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        gpu_kinds.all_kinds_are_right,
+        gpu_kinds.formats_have_their_rate,
+        gpu_kinds.link,
+        gpu_kinds.users_function,
+        gpu_machine.memory_within_reservation,
+        gpu_machine.share_is_enforced,
+        gpu_machine.mixed_pool,
+        gpu_machine.silent_worker,
+    ],
+)
+def test_what_kinds_parts_pools_and_heartbeats_promise_is_looked_at(
+    stand: Stand, look: Callable[[Stand], Finding]
+) -> None:
+    finding = look(replace(stand, models={"small_model": 128, "medium_model": 256, "large_model": 512}))
+    assert finding.passed, finding.observed
+    json.dumps(finding.figures, allow_nan=False)
+
+
+def test_a_wrong_result_of_any_kind_is_seen(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told_wrong(result: Any) -> list[Any]:
+        attempts = result.log.attempts()
+        attempts[2].detail["reference_ok"] = False
+        return attempts
+
+    monkeypatch.setattr(gpu_kinds, "attempts_of", told_wrong)
+    finding = gpu_kinds.all_kinds_are_right(stand)
+    assert finding.passed is False
+    assert "bf16" in finding.observed
+
+
+def test_how_parts_contend_what_a_spare_takes_and_what_readings_cost_are_stated(stand: Stand) -> None:
+    larger = replace(stand, models=dict.fromkeys(SMALL, 512), rounds=1)
+    assert gpu_machine.parts_contend(larger).figures["ratio"] > 0
+    assert gpu_machine.sampler_keeps_up(larger).figures["rate_hz"] > 0
+    assert all(seconds > 0 for seconds in gpu_machine.spare_takes_over(larger).figures["seconds"])
 
 
 def test_readings_of_a_working_device_are_taken(stand: Stand) -> None:

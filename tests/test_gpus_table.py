@@ -30,17 +30,53 @@ def real(devices: list[FakeGpu]) -> Machine:
 
 def test_a_real_gpu_is_shown_with_its_readings() -> None:
     text = render(real([FakeGpu(used_mib=2048, utilization=37, temperature=54, power_mw=312_400)]))
-    (row,) = [line for line in text.splitlines() if line.startswith("0 ")]
+    row, health = [line for line in text.splitlines() if line.startswith("0 ")]
     for cell in ("NVIDIA A100-SXM4-80GB", "8.0", "2.0/80.0 GiB", "37 %", "54 C", "312/400 W", "00000000:01:00.0"):
         assert cell in row
+    assert health.split() == ["0", "1410", "MHz", "1593", "MHz", "0/0", "nothing"]
     assert "driver 550.54.14, CUDA 12.4" in text
 
 
+def test_clocks_that_are_held_down_errors_and_what_the_driver_asks_for_are_shown() -> None:
+    devices = gpus(2)
+    devices[1].throttle, devices[1].ecc, devices[1].recovery = 0x04 | 0x40, (7, 2), 1
+    text = render(real(devices))
+    assert "7/2  sw_power_cap, hw_thermal_slowdown" in text
+    assert "GPU 1: the driver asks for a reset of the GPU." in text
+
+
+def test_where_nothing_is_told_of_clocks_and_errors_there_is_no_table_of_them() -> None:
+    text = render(real([FakeGpu(sm_clock=None, memory_clock=None, throttle=None, ecc=None)]))
+    assert "SM clock" not in text
+    assert "SM clock" in render(real([FakeGpu(sm_clock=None, memory_clock=None, throttle=None)]))
+    assert "SM clock" not in render(machine("2x A100"))
+
+
+def test_the_parts_of_a_gpu_are_told_apart_and_its_card_is_shown_once() -> None:
+    with installed(FakeNvml(gpus(2, used_mib=4096))):
+        text = render(machine("cuda:1/4", "cuda:0"))
+    assert "NVIDIA A100-SXM4-80GB 1/4" in text
+    assert " 20.0 GiB " in text
+    assert " 4.0/80.0 GiB " in text
+    lines = text.splitlines()
+    cards = lines[next(i for i, line in enumerate(lines) if "SM clock" in line) + 1 :][:2]
+    assert [line.split()[0] for line in cards] == ["0-3", "4"]
+
+
+def test_a_machine_of_several_kinds_has_a_table_for_each() -> None:
+    with installed(FakeNvml(gpus(1))):
+        text = render(machine("cuda:0", "2x A100", "cpu:2/2"))
+    assert text.startswith("1 CUDA, 2 simulated and 4 CPU devices (driver 550.54.14")
+    assert [line.split()[0] for line in text.splitlines() if line[:1].isdigit()][1:] == list("01234560")
+    assert "A Processor 9000 2/2" in text
+
+
 def test_what_is_not_known_is_shown_as_not_available_and_never_as_zero() -> None:
-    gpu = FakeGpu(utilization=None, temperature=None, power_mw=None, limit_mw=None, errors={})
+    gpu = FakeGpu(utilization=None, temperature=None, power_mw=None, limit_mw=None, ecc=None)
     gpu.errors["nvmlDeviceGetPciInfo_v3"] = pynvml.NVML_ERROR_NOT_SUPPORTED
-    (row,) = [line for line in render(real([gpu])).splitlines() if line.startswith("0 ")]
+    row, health = [line for line in render(real([gpu])).splitlines() if line.startswith("0 ")]
     assert row.split()[-4:] == ["N/A"] * 4
+    assert health.split()[-2:] == ["N/A", "nothing"]
 
 
 def test_what_was_left_out_is_shown_with_its_reason() -> None:
@@ -63,6 +99,7 @@ def test_every_line_fits_the_width(devices: tuple[str, ...]) -> None:
 
 def test_a_long_name_and_large_figures_fit_the_width() -> None:
     gpu = FakeGpu(name=b"NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", used_mib=80000, utilization=100)
+    gpu.throttle, gpu.ecc = 0xFC, (10**9, 10**6)
     assert max(len(line) for line in render(real([gpu, *gpus(11)[1:]])).splitlines()) <= WIDTH
 
 

@@ -65,6 +65,24 @@ def test_no_quota_leaves_the_cores_this_process_may_run_on(tmp_path: Path, text:
     assert host.cores == len(os.sched_getaffinity(0))
 
 
+def test_a_tighter_quota_leaves_no_core_to_choose(tmp_path: Path) -> None:
+    """Where the affinity is no wider than the quota, the cores are ours by number."""
+    one = read_host(write(tmp_path, **BASE, sys__fs__cgroup__cpu_DOT_max="100000 100000"))
+    alone = len(os.sched_getaffinity(0)) == 1
+    assert one.cpu_ids == (tuple(os.sched_getaffinity(0)) if alone else None)
+
+
+def test_hardware_threads_of_a_core_stand_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux numbers the first thread of every core before the second of any."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    for cpu in range(4):
+        folder = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        folder.mkdir(parents=True)
+        (folder / "physical_package_id").write_text("0\n")
+        (folder / "core_id").write_text(f"{cpu % 2}\n")
+    assert read_host(write(tmp_path, **BASE)).cpu_ids == (0, 2, 1, 3)
+
+
 def test_without_any_of_these_files_there_is_still_a_host(tmp_path: Path) -> None:
     host = read_host(tmp_path)
     assert host.memory_bytes > 0

@@ -28,6 +28,7 @@ LAYERS: dict[str, float] = {
     "device_names": 0.7,
     "events": 1,
     "strategies": 1,
+    "calls": 1,
     "workload_csv": 1,
     "faults": 1,
     "config_schema": 1,
@@ -128,7 +129,9 @@ LIVE = (
     "backends.torch_",
     "backends.warm",
     "backends.nvml",
+    "backends.sampler",
     "backends.host",
+    "drivers.clock",
     "drivers.realtime",
 )  # they live in real time
 BELOW = [name for name in MODULES if name != FRONT and LAYERS[home(name)] <= 5.5 and not name.startswith(LIVE)]

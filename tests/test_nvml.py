@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pynvml
 import pytest
 from fake_nvml import MIB, SUCCESS, FakeGpu, FakeNvml, gpus, installed
 
 from altlas_core.backends import nvml
-from altlas_core.backends.foreign import foreign_memory, foreign_utilization
 from altlas_core.backends.machine import GpuProcess, NvmlReport
-from altlas_core.model import DeviceSample
+from altlas_core.backends.nvml_readings import THROTTLE_REASONS, reason_names
 
 LOST = pynvml.NVML_ERROR_GPU_IS_LOST
 PER_GPU = [
@@ -27,20 +24,15 @@ ONLY_SOMETIMES = {
     "nvmlDeviceGetMemoryInfo",
     "nvmlDeviceGetTemperature",
     "nvmlDeviceGetPowerManagementLimit",
+    "nvmlDeviceGetCurrentClocksThrottleReasons",
     "nvmlDeviceGetProcessUtilization",
+    "nvmlDeviceRegisterEvents",
 }
 
 
 def read(library: FakeNvml | None) -> NvmlReport:
     with installed(library):
         return nvml.read_gpus()
-
-
-@pytest.fixture
-def one_gpu() -> Iterator[tuple[FakeNvml, FakeGpu]]:
-    library = FakeNvml(gpus(1))
-    with installed(library):
-        yield library, library.devices[0]
 
 
 def test_importing_the_module_loads_no_pynvml() -> None:
@@ -64,6 +56,11 @@ def test_every_reading_of_a_gpu_arrives_with_its_unit() -> None:
         limit_mw=700_000,
         processes=[(10, 900), (11, None)],
         mig=0,
+        sm_clock=1980,
+        memory_clock=2619,
+        throttle=pynvml.nvmlClocksEventReasonSwPowerCap | pynvml.nvmlClocksEventReasonGpuIdle,
+        ecc=(12, 1),
+        recovery=pynvml.NVML_GPU_RECOVERY_ACTION_GPU_RESET,
     )
     report = read(FakeNvml([gpu]))
     found = report.gpus[0]
@@ -74,6 +71,10 @@ def test_every_reading_of_a_gpu_arrives_with_its_unit() -> None:
     assert found.memory_free_bytes == (143771 - 1600) * MIB
     assert (found.utilization_pct, found.temperature_c) == (37.0, 54.0)
     assert (found.power_w, found.power_limit_w) == (312.4, 700.0)
+    assert (found.sm_clock_mhz, found.memory_clock_mhz) == (1980.0, 2619.0)
+    assert found.throttle_reasons == ("sw_power_cap",)
+    assert (found.ecc_corrected, found.ecc_uncorrected) == (12, 1)
+    assert found.recovery_needed == "a reset of the GPU"
     assert found.processes == (GpuProcess(10, 900 * MIB), GpuProcess(11, None))
     assert (report.driver_version, report.cuda_version, report.problem) == ("550.54.14", "12.4", None)
 
@@ -89,6 +90,10 @@ def test_unsupported_readings_are_none_and_never_zero() -> None:
         power_mw=None,
         limit_mw=None,
         processes=None,
+        sm_clock=None,
+        memory_clock=None,
+        throttle=None,
+        ecc=None,
     )
     found = read(FakeNvml([gpu])).gpus[0]
     readings = {name: getattr(found, name) for name in found.__slots__ if name not in ("index", "pci_id")}
@@ -96,14 +101,18 @@ def test_unsupported_readings_are_none_and_never_zero() -> None:
 
 
 def test_a_reading_of_zero_stays_zero() -> None:
-    found = read(FakeNvml([FakeGpu(utilization=0, temperature=0, power_mw=0, used_mib=0)])).gpus[0]
+    found = read(FakeNvml([FakeGpu(utilization=0, temperature=0, power_mw=0, used_mib=0, sm_clock=0)])).gpus[0]
     assert (found.utilization_pct, found.temperature_c, found.power_w, found.memory_used_bytes) == (0, 0, 0, 0)
+    assert (found.sm_clock_mhz, found.throttle_reasons, found.ecc_corrected, found.ecc_uncorrected) == (0, (), 0, 0)
 
 
 def test_old_drivers_without_the_newer_functions_are_read_by_the_older_ones() -> None:
     missing = ("nvmlDeviceGetMemoryInfo_v2", "nvmlDeviceGetTemperatureV", "nvmlDeviceGetEnforcedPowerLimit")
-    found = read(FakeNvml([FakeGpu(used_mib=100, reserved_mib=5, temperature=41)], missing=missing)).gpus[0]
+    missing += ("nvmlDeviceGetCurrentClocksEventReasons",)
+    gpu = FakeGpu(used_mib=100, reserved_mib=5, temperature=41, throttle=0x40)
+    found = read(FakeNvml([gpu], missing=missing)).gpus[0]
     assert (found.memory_used_bytes, found.temperature_c, found.power_limit_w) == (105 * MIB, 41.0, 400.0)
+    assert found.throttle_reasons == ("hw_thermal_slowdown",)
 
 
 @pytest.mark.parametrize("code", [pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_UNKNOWN, 4711])
@@ -181,131 +190,12 @@ def test_pynvml_not_installed_is_said_so(monkeypatch: pytest.MonkeyPatch) -> Non
     report = nvml.read_gpus()
     assert report.problem is not None
     assert "nvidia-ml-py" in report.problem
-    assert nvml.sample_gpu(0) == DeviceSample()
 
 
 def test_detection_leaves_nvml_as_it_found_it() -> None:
     for library in (FakeNvml(), FakeNvml(errors={"nvmlDeviceGetCount_v2": LOST})):
         read(library)
         assert library.initialised == 0
-
-
-def test_sampling_opens_nvml_once_and_detection_does_not_close_it(one_gpu: tuple[FakeNvml, FakeGpu]) -> None:
-    library, _ = one_gpu
-    for _ in range(3):
-        nvml.sample_gpu(0)
-    nvml.read_gpus()
-    assert library.initialised == 1
-    nvml.close()
-    nvml.close()
-    assert library.initialised == 0
-
-
-def test_a_sample_is_found_by_uuid_whatever_the_index() -> None:
-    devices = gpus(3)
-    devices[2].temperature = 71
-    devices[0].errors["nvmlDeviceGetHandleByIndex_v2"] = LOST
-    with installed(FakeNvml(devices)):
-        assert devices[2].uuid is not None
-        sample = nvml.sample_gpu(devices[2].uuid.decode())
-    assert sample is not None
-    assert sample.temperature_c == 71.0
-
-
-@pytest.mark.parametrize("function", ["nvmlDeviceGetHandleByUUID", "nvmlDeviceGetUtilizationRates"])
-def test_a_lost_gpu_has_no_sample(one_gpu: tuple[FakeNvml, FakeGpu], function: str) -> None:
-    _, gpu = one_gpu
-    assert gpu.uuid is not None
-    assert nvml.sample_gpu(gpu.uuid.decode()) is not None
-    gpu.errors[function] = LOST
-    assert nvml.sample_gpu(gpu.uuid.decode()) is None
-
-
-def test_a_uuid_the_driver_no_longer_knows_is_a_lost_gpu(one_gpu: tuple[FakeNvml, FakeGpu]) -> None:
-    assert nvml.sample_gpu("GPU-gone") is None
-
-
-def test_nvml_failing_as_a_whole_is_no_lost_gpu_and_sampling_recovers(one_gpu: tuple[FakeNvml, FakeGpu]) -> None:
-    library, _ = one_gpu
-    library.errors["nvmlDeviceGetHandleByIndex_v2"] = pynvml.NVML_ERROR_UNINITIALIZED
-    assert nvml.sample_gpu(0) == DeviceSample()
-    library.errors.clear()
-    sample = nvml.sample_gpu(0)
-    assert sample is not None
-    assert sample.temperature_c == 35.0
-
-
-def test_foreign_load_is_what_other_processes_hold_and_run(one_gpu: tuple[FakeNvml, FakeGpu]) -> None:
-    _, gpu = one_gpu
-    gpu.used_mib, gpu.utilization = 3000, 90
-    gpu.processes = [(1001, 1000), (1002, 500), (7, 1500)]
-    gpu.process_utilization = {1001: 60, 7: 30}
-    sample = nvml.sample_gpu(0, {1001, 1002})
-    assert sample is not None
-    assert sample.memory_used_bytes == 3000 * MIB
-    assert sample.foreign_memory_bytes == 1500 * MIB
-    assert sample.foreign_utilization_pct == 30.0
-
-
-def test_idle_neighbours_have_a_foreign_utilization_of_zero_and_unreadable_ones_none(
-    one_gpu: tuple[FakeNvml, FakeGpu],
-) -> None:
-    _, gpu = one_gpu
-    gpu.utilization, gpu.processes = 50, [(1001, 1000), (7, 1500)]
-    gpu.process_utilization = {}
-    sample = nvml.sample_gpu(0, {1001})
-    assert sample is not None
-    assert sample.foreign_utilization_pct == 0.0
-    gpu.process_utilization = None
-    sample = nvml.sample_gpu(0, {1001})
-    assert sample is not None
-    assert sample.foreign_utilization_pct is None
-
-
-def test_our_own_load_is_not_foreign(one_gpu: tuple[FakeNvml, FakeGpu]) -> None:
-    _, gpu = one_gpu
-    gpu.used_mib, gpu.utilization, gpu.processes = 2000, 100, [(1001, 2000)]
-    sample = nvml.sample_gpu(0, {1001})
-    assert sample is not None
-    assert (sample.foreign_memory_bytes, sample.foreign_utilization_pct) == (0, 0.0)
-
-
-def test_before_any_process_of_ours_all_load_is_foreign(one_gpu: tuple[FakeNvml, FakeGpu]) -> None:
-    _, gpu = one_gpu
-    gpu.used_mib, gpu.utilization, gpu.processes = 2000, 80, []
-    sample = nvml.sample_gpu(0)
-    assert sample is not None
-    assert (sample.foreign_memory_bytes, sample.foreign_utilization_pct) == (2000 * MIB, 80.0)
-
-
-OURS = frozenset({1001})
-
-
-@pytest.mark.parametrize(
-    ("processes", "used_mib", "foreign_mib"),
-    [
-        (None, 5000, None),  # the driver does not list processes
-        ([], 5000, None),  # memory is in use, yet nobody is listed: the list is hidden
-        ([], 5, 0),  # nothing is there, ours have not yet used the GPU
-        ([(1001, None), (7, 100)], 5000, 100),  # ours need no figure
-        ([(1001, 400), (7, None)], 5000, None),  # the container case: no memory per process
-        ([(999_999_999, 4000)], 4000, None),  # a pid of the host: it may be ours under another number
-    ],
-)
-def test_foreign_memory_is_none_where_it_cannot_be_told(
-    processes: list[tuple[int, int | None]] | None, used_mib: int, foreign_mib: int | None
-) -> None:
-    listed = None
-    if processes is not None:
-        listed = [GpuProcess(pid, None if mib is None else mib * MIB) for pid, mib in processes]
-    found = foreign_memory(listed, used_mib * MIB, OURS)
-    assert found == (None if foreign_mib is None else foreign_mib * MIB)
-
-
-def test_a_neighbour_in_our_pid_namespace_is_foreign_before_ours_are_listed() -> None:
-    listed = [GpuProcess(os.getpid(), 100)]
-    assert foreign_memory(listed, 100, OURS) == 100
-    assert foreign_utilization(listed, 42.0, OURS, 100, dict) == 42.0
 
 
 def test_names_may_come_as_bytes_or_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,6 +209,32 @@ def test_a_name_that_is_no_text_costs_only_the_name() -> None:
     found = read(FakeNvml([FakeGpu(name=b"\xff\xfe")])).gpus[0]
     assert found.name is None
     assert found.uuid is not None
+
+
+def test_what_somebody_asked_for_and_idling_are_no_throttling() -> None:
+    asked_for = (
+        pynvml.nvmlClocksEventReasonGpuIdle
+        | pynvml.nvmlClocksEventReasonApplicationsClocksSetting
+        | pynvml.nvmlClocksEventReasonDisplayClockSetting
+    )
+    assert reason_names(asked_for) == ()
+    assert reason_names(pynvml.nvmlClocksEventReasonNone) == ()
+
+
+def test_every_other_reason_that_nvml_knows_has_the_name_it_has_there() -> None:
+    prefix = "nvmlClocksEventReason"
+    no_throttling = "None All GpuIdle ApplicationsClocksSetting UserDefinedClocks DisplayClockSetting".split()
+    known = [name.removeprefix(prefix) for name in dir(pynvml) if name.startswith(prefix)]
+    others = [name for name in known if name not in no_throttling]
+    assert len(others) == len(THROTTLE_REASONS)
+    for name in others:
+        (told,) = reason_names(getattr(pynvml, prefix + name))
+        assert told.replace("_", "") == name.lower()
+
+
+def test_several_reasons_come_together_and_one_not_known_by_its_number() -> None:
+    assert reason_names(0x20 | 0x04 | 0x1000 | 0x01) == ("sw_power_cap", "sw_thermal_slowdown", "0x1000")
+    assert len(reason_names(sum(THROTTLE_REASONS))) == len(THROTTLE_REASONS)
 
 
 def test_the_fake_answers_the_real_pynvml() -> None:

@@ -15,7 +15,8 @@ import altlas_core as altlas
 from altlas_core.backends.simulated import SimulatedBackend
 from altlas_core.config import Settings, load_config
 from altlas_core.distributor import Distributor
-from altlas_core.drivers.realtime import Inbox, MonotonicClock, RealtimeDriver
+from altlas_core.drivers.clock import Inbox, MonotonicClock, News
+from altlas_core.drivers.realtime import RealtimeDriver
 from altlas_core.drivers.virtual import VirtualDriver
 from altlas_core.errors import StateError
 from altlas_core.event_log import EventLog
@@ -52,7 +53,7 @@ class TurnedClock:
     def monotonic(self) -> float:
         return self.time_s
 
-    def wait(self, inbox: Inbox, timeout_s: float) -> Fact | None:
+    def wait(self, inbox: Inbox, timeout_s: float) -> News | None:
         self.waits.append(timeout_s)
         until = self.time_s + timeout_s
         if timeout_s > 0.0:

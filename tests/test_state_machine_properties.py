@@ -51,6 +51,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.timers: list[tuple[float, float]] = []
         self.tasks: dict[int, Task] = {}
         self.final: dict[int, tuple[Any, ...]] = {}
+        self.alone: set[int] = set()  # tasks whose memory others used: they want a GPU to themselves
         self.news = False  # facts since the last decision
 
     # --- the part of the driver ---
@@ -129,6 +130,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(sorted(self.live)))
         self.end(key)
         self.tell(AttemptFinished(*key, 1.0) if how == "finished" else AttemptFailed(*key, how, "it failed"))
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), needed_gib=st.sampled_from([None, 0, 1, 2, 4, 7, 11]))
+    def an_attempt_runs_out_of_memory(self, data: st.DataObject, needed_gib: int | None) -> None:
+        key = data.draw(st.sampled_from(sorted(self.live)))
+        attempt = self.live[key]
+        before = attempt.task.memory_bytes
+        self.end(key)
+        needed = None if needed_gib is None else needed_gib * GIB
+        self.tell(AttemptFailed(*key, "out_of_memory", "too little", needed_bytes=needed, free_bytes=GIB))
+        if attempt.stopping:
+            assert attempt.task.memory_bytes == before
+        elif (needed or 0) <= before:
+            self.alone.add(key[0])
+        else:
+            assert attempt.task.memory_bytes == needed
+        assert attempt.reserved_bytes == before
 
     @precondition(lambda self: any(attempt.stopping for attempt in self.live.values()))
     @rule(data=st.data())
@@ -213,7 +231,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             for device in self.core.pool.devices:
                 if task.demand.pin not in (None, device.gpu_id) or device.state != "AVAILABLE":
                     continue
-                if task.crashes >= 2 and device.running:
+                if (task.crashes >= 2 or task.index in self.alone) and device.running:
                     continue  # it wants a GPU to itself
                 assert device.free_bytes < task.memory_bytes, f"{task.task_id} fits GPU {device.gpu_id} and waits"
 

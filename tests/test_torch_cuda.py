@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 
-from altlas_core.backends import torch_work
+from altlas_core.backends import torch_loop
 from altlas_core.backends.torch_device import WorkDevice
+from altlas_core.backends.torch_kinds import RUNNERS
 from altlas_core.backends.torch_order import Order
+from altlas_core.backends.torch_precision import Precision
 
 
 class FakeStream:
@@ -57,7 +59,7 @@ class FakeCuda:
         self.mine = threading.local()
         self.default = FakeStream()
         self.sticking: Exception | None = None
-        self.emptied = self.peaks_reset = 0
+        self.emptied = 0
 
     def current_stream(self) -> FakeStream:
         stream: FakeStream = getattr(self.mine, "stream", self.default)
@@ -78,12 +80,6 @@ class FakeCuda:
     def empty_cache(self) -> None:
         self.emptied += 1
 
-    def reset_peak_memory_stats(self) -> None:
-        self.peaks_reset += 1
-
-    def max_memory_allocated(self) -> int:
-        return 12345
-
 
 CUDA = FakeCuda()
 
@@ -94,13 +90,20 @@ class Torch:
     def __init__(self) -> None:
         self.cuda = CUDA
         self.products: list[FakeStream] = []
+        self.precisions: set[str] = set()
+        self.pinned = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
 
     def mm(self, x: Any, weight: Any, out: Any) -> Any:
         self.products.append(CUDA.current_stream())
+        self.precisions.add(torch.get_float32_matmul_precision())
         return torch.mm(x, weight, out=out)
+
+    def empty(self, *size: Any, pin_memory: bool = False, **more: Any) -> Any:
+        self.pinned += pin_memory
+        return torch.empty(*size, **more)
 
 
 @pytest.fixture
@@ -113,11 +116,11 @@ def device(monkeypatch: pytest.MonkeyPatch) -> WorkDevice:
 
 def order(**more: Any) -> Order:
     fields: dict[str, Any] = {"duration_s": None, "iterations": None, "input_size": 48, "output_size": 256, "batch": 8}
-    return Order("linear", memory_bytes=1 << 20, **{**fields, **more})
+    return Order(**{"kind": "linear", "memory_bytes": 1 << 20, **fields, **more})
 
 
 def run(device: WorkDevice, asked: Order, stop: threading.Event | None = None) -> tuple[float, dict[str, Any]]:
-    return torch_work.run_linear(device, asked, stop or threading.Event(), time.perf_counter())
+    return RUNNERS[asked.kind](device, asked, stop or threading.Event(), time.perf_counter())
 
 
 @pytest.mark.parametrize("iterations", [1, 7, 500])
@@ -129,11 +132,10 @@ def test_exactly_the_iterations_asked_for_are_put_on_the_tasks_stream(device: Wo
     assert {stream.stream_id for stream in device.torch.products} == {detail["stream"]}
     assert detail["stream"] != CUDA.default.stream_id
     assert 0 < detail["iteration_p50_s"] <= detail["kernel_s"]
-    assert detail["peak_memory_bytes"] == 12345
 
 
 def test_a_product_in_pieces_counts_fractions(device: WorkDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_work, "CUDA_KERNEL_FLOP", 2.0 * 8 * 48 * 64)  # 64 of 256 columns
+    monkeypatch.setattr(torch_loop, "CUDA_KERNEL_FLOP", 2.0 * 8 * 48 * 64)  # 64 of 256 columns
     done, detail = run(device, order(iterations=2.5))
     assert done == 2.5
     assert len(device.torch.products) == 10
@@ -198,17 +200,75 @@ def test_an_error_that_sticks_breaks_the_device_and_one_that_does_not_is_none(de
     assert device.broken()
 
 
-def test_another_run_finds_no_weight_no_cache_and_no_peak(device: WorkDevice) -> None:
+def test_another_run_finds_no_weight_and_no_cache(device: WorkDevice) -> None:
     run(device, order(iterations=1))
-    before = (CUDA.emptied, CUDA.peaks_reset)
+    before = CUDA.emptied
     device.renew(7, 1 << 20)
-    assert (CUDA.emptied, CUDA.peaks_reset) == (before[0] + 1, before[1] + 1)
+    assert CUDA.emptied == before + 1
     assert not device._weights
 
 
 def test_a_weight_is_finished_before_other_streams_may_read_it(device: WorkDevice) -> None:
     before = CUDA.default.synchronized
-    with device.weight(order()):
+    with device.weights(order(), (48, 256)):
         assert CUDA.default.synchronized == before + 1
-    with device.weight(order()):
+    with device.weights(order(), (48, 256)):
         assert CUDA.default.synchronized == before + 1  # made once
+
+
+# --- kinds and number formats -----------------------------------------------------------------------------------------
+
+
+def test_tf32_is_switched_on_for_the_kernels_of_tf32_alone(device: WorkDevice) -> None:
+    for dtype, precision in (("tf32", "high"), ("bf16", "high"), ("fp32", "highest")):  # bf16 leaves it as it stands
+        device.torch.precisions.clear()
+        _, detail = run(device, order(iterations=3, dtype=dtype))
+        assert device.torch.precisions == {precision}
+        assert detail["reference_ok"]
+
+
+def test_tasks_of_fp32_and_tf32_launch_by_turns() -> None:
+    precision, entered = Precision(torch), []
+
+    def launch(dtype: str) -> None:
+        with precision.of(dtype):
+            entered.append((dtype, torch.get_float32_matmul_precision()))
+
+    def until(what: Callable[[], bool]) -> None:
+        patience = time.monotonic() + 30
+        while not what():
+            assert time.monotonic() < patience, "waited in vain"
+            time.sleep(0.001)
+
+    threads = [threading.Thread(target=launch, args=(dtype,), daemon=True) for dtype in ("tf32", "fp32")]
+    with precision.of("fp32"):
+        launch("fp32")  # any number of one kind at a time
+        launch("bf16")  # which does not care
+        threads[0].start()
+        until(precision._door.locked)  # it waits until nobody wants fp32 any more
+        threads[1].start()  # waits behind it, although the switch still stands right
+        assert entered == [("fp32", "highest"), ("bf16", "highest")]
+    until(lambda: len(entered) == 4)
+    assert entered[2:] == [("tf32", "high"), ("fp32", "highest")]
+
+
+def test_numbers_of_tf32_have_ten_bits_of_mantissa(device: WorkDevice) -> None:
+    numbers = device.uniform(64, 64, "tf32")
+    assert numbers.dtype == torch.float32
+    assert not (numbers.view(torch.int32) & 0x1FFF).any()
+    assert numbers.unique().numel() > 1000
+
+
+@pytest.mark.parametrize("kind", ["mlp", "attention", "transfer"])
+def test_other_kernels_run_on_the_tasks_stream_too(device: WorkDevice, kind: str) -> None:
+    done, detail = run(device, order(kind=kind, iterations=5, input_size=64, output_size=64))
+    assert done == 5
+    assert detail["reference_ok"]
+    assert detail["stream"] != CUDA.default.stream_id
+
+
+def test_a_transfer_goes_through_pinned_memory_and_times_each_way(device: WorkDevice) -> None:
+    _, detail = run(device, order(kind="transfer", iterations=100))
+    assert device.torch.pinned == 2
+    assert detail["link"] == "pinned host memory"
+    assert all(detail[f"{leg}_gb_per_s"] > 0 for leg in ("to_device", "on_device", "to_host"))

@@ -31,6 +31,7 @@ def run(records: list[dict[str, Any]], *faults: Fault, devices: Any = CPUS, seed
         "gpu.selection.default_strategy": "round_robin",
         "gpu.workload.max_concurrent_tasks_per_gpu": slots,
         "gpu.workload.kill_grace": 0.05,
+        "gpu.workload.spare_workers": 0,
         "telemetry.interval": 0.05,
     }
     asked = altlas.Workload.from_records(records)

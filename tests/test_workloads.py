@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import pandas as pd
 import pytest
 
 from altlas_core.errors import WorkloadError
-from altlas_core.model import TaskSpec
+from altlas_core.model import Call, TaskSpec
 from altlas_core.workloads import Workload
 
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ NAN, INF = float("nan"), float("inf")
         ({"submit_s": -0.1} | WORK, "submit_s", "-0.1"),
         ({"submit_s": 1e10} | WORK, "submit_s", "10000000000"),
         ({"kind": "linaer"} | WORK, "kind", "Did you mean 'linear'?"),
-        ({"kind": 1} | WORK, "kind", "allowed: linear, sleep"),
+        ({"kind": 1} | WORK, "kind", "allowed: linear, mlp"),
         ({"input_size": 0} | WORK, "input_size", "from 1 to 1048576"),
         ({"input_size": 2**20 + 1} | WORK, "input_size", "1048577"),
         ({"input_size": 1024.5} | WORK, "input_size", "whole number"),
@@ -150,6 +152,30 @@ NAN, INF = float("nan"), float("inf")
         ({"cancel_s": -1} | WORK, "cancel_s", "-1"),
         ({"items": 0} | WORK, "items", "from 1"),
         ({"items": 2.5} | WORK, "items", "2.5"),
+        ({"dtype": "fp64"} | WORK, "dtype", "allowed: fp32, tf32, fp16, bf16"),
+        ({"dtype": "tf32", "kind": "attention"} | WORK, "dtype", "tf32 with kind 'attention'; allowed: fp32, fp16"),
+        ({"dtype": "bf16", "kind": "transfer"} | WORK, "dtype", "allowed: fp32"),
+        ({"output_size": 100, "kind": "attention"} | WORK, "output_size", "allowed: multiples of 64"),
+        ({"kind": "call"}, "call", "missing, and 'call' must say what to run"),
+        ({"args": {"n": 1}} | WORK, "args", "given without call; allowed: together with call"),
+        ({"call": "jobs:f", "kind": "sleep"} | WORK, "call", "given with kind 'sleep'"),
+        ({"call": "jobs:f", "iterations": 3}, "iterations", "'call' runs no kernel"),
+        ({"call": "jobs.f"}, "call", "'jobs.f' is no import path; allowed: the import path of a function"),
+        ({"call": "jobs:"}, "call", "no import path"),
+        ({"call": ":f"}, "call", "no import path"),
+        ({"call": "my jobs:f"}, "call", "no import path"),
+        ({"call": "jobs:f()"}, "call", "no import path"),
+        ({"call": 3}, "call", "3 is no import path"),
+        ({"call": "__main__:f"}, "call", "lives in __main__ (a notebook or a script), which a worker process cannot"),
+        ({"call": lambda task: None}, "call", "is made inside a function"),
+        ({"call": "jobs:f", "args": [1]}, "args", "[1] is no mapping"),
+        ({"call": "jobs:f", "args": "n=1"}, "args", "'n=1' is not JSON"),
+        ({"call": "jobs:f", "args": {1: 1}}, "args", "1 is no name of an argument"),
+        ({"call": "jobs:f", "args": {"two words": 1}}, "args", "'two words' is no name of an argument"),
+        ({"call": "jobs:f", "args": {"n": NAN}}, "args", "n: nan (float) is no JSON value"),
+        ({"call": "jobs:f", "args": {"n": [{"a": np.float32(1)}]}}, "args", "n[0].a: "),
+        ({"call": "jobs:f", "args": {"n": {1: 2}}}, "args", "n: {1: 2} (dict) is no JSON value"),
+        ({"call": "jobs:f", "args": {"n": "x" * 70_000}}, "args", "characters of JSON; allowed: up to 65536"),
     ],
 )
 def test_a_bad_record_is_refused_with_position_field_value_and_what_is_allowed(
@@ -187,6 +213,43 @@ def test_what_is_no_list_of_records_is_refused(records: Any) -> None:
 
 def test_cancelling_at_the_moment_of_submission_is_allowed() -> None:
     assert only({"submit_s": 5, "cancel_s": 5} | WORK).cancel_s == 5.0
+
+
+# Functions and number formats
+
+
+def test_an_import_path_as_kind_is_a_call_and_formats_have_torchs_names_too() -> None:
+    assert only({"kind": "pack.jobs:go", "args": {"n": 1}}) == only({"call": "pack.jobs:go", "args": {"n": 1}})
+    assert only({"kind": "pack.jobs:go"}).kind == "call"
+    for name, ours in {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "tf32": "tf32"}.items():
+        assert only({"dtype": name, "duration_s": 1}).dtype == ours
+    with pytest.raises(WorkloadError, match="kind: '__main__:go' lives in __main__"):
+        Workload.from_records([{"kind": "__main__:go"}])
+    with pytest.raises(WorkloadError, match="dtype: 'int8' is not known; allowed: fp32, tf32, fp16, bf16"):
+        Workload.from_records([{"dtype": "int8", "duration_s": 1}])
+
+
+def test_a_call_is_a_kind_of_its_own_with_arguments_as_equal_text() -> None:
+    spec = only({"call": "pack.jobs:Trainer.go", "args": {"steps": 3, "at": [1, 2.5]}, "duration_s": 5})
+    assert spec == TaskSpec(kind="call", duration_s=5.0, call=Call("pack.jobs:Trainer.go", '{"at":[1,2.5],"steps":3}'))
+    assert only({"kind": "call", "call": "jobs:f", "args": '{"n": 1}'}).call == Call("jobs:f", '{"n":1}')
+    without = only({"call": "jobs:f"})
+    assert (without.call, without.duration_s) == (Call("jobs:f", "{}"), None)  # as long as it takes
+
+
+def test_a_function_itself_stands_for_its_import_path() -> None:
+    assert only({"call": csv.reader}).call == Call("_csv:reader")
+    assert only({"call": json.JSONEncoder.encode}).call == Call("json.encoder:JSONEncoder.encode")
+
+
+def test_a_number_format_is_taken(tmp_path: Path) -> None:
+    assert only({"dtype": "bf16"} | WORK).dtype == "bf16"
+    assert only(WORK).dtype == "fp32"
+    text = 'call,args,dtype,duration_s\njobs:f,"{""n"": 1}",,2\n,,tf32,1\n'
+    assert Workload.from_csv(csv_file(tmp_path, text)).specs == (
+        TaskSpec(kind="call", call=Call("jobs:f", '{"n":1}'), duration_s=2.0),
+        TaskSpec(dtype="tf32", duration_s=1.0),
+    )
 
 
 # Batches

@@ -5,17 +5,21 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from altlas_core.backends.cuda_visible import select_visible
 from altlas_core.backends.host import Host
 from altlas_core.backends.machine import Excluded, GpuReading, NvmlReport, capability_text
+from altlas_core.device_names import DeviceRequest, part_name
 from altlas_core.errors import DeviceError
 from altlas_core.gpu_model.catalog import GpuModel
-from altlas_core.model import DeviceSpec
+from altlas_core.model import GIB, DeviceSpec
 
 # Names of simulated GPUs are made from their model and place in this namespace, so they are the same on every machine.
 _SIMULATED = uuid.uuid5(uuid.NAMESPACE_URL, "altlas:simulated-gpu")
 _PCI_BUSES = 255  # bus 0 is left to the host
+# Each part has a worker of its own. A CUDA context, cuBLAS workspaces and loaded kernels take some 500 MiB of a part.
+LEAST_PART_BYTES: Final = {"cuda": GIB, "cpu": GIB // 4}
 
 
 def capability_tuple(value: float) -> tuple[int, int]:
@@ -67,19 +71,49 @@ def _simulated_uuid(name: str, index: int) -> str:
     return f"GPU-sim-{uuid.uuid5(_SIMULATED, f'{name}/{index}')}"
 
 
-def cpu_devices(count: int, host: Host) -> list[DeviceSpec]:
-    """`count` devices that share the host's cores and memory evenly; each has at least one core."""
-    return [
-        DeviceSpec(
-            gpu_id=index,
+def cpu_devices(requests: Sequence[DeviceRequest], host: Host) -> list[DeviceSpec]:
+    """The CPU devices that are asked for; they share the host's cores and memory evenly. gpu_id counts from 0.
+
+    While there are enough, each has cores of its own; else each has one, by turns. `index` counts devices, whole ones;
+    the parts of one have all of its cores. Raises DeviceError for a part that would be too small.
+    """
+    wanted = [request for request in requests for _ in range(request.count or 1)]
+    count, specs = len(wanted), list[DeviceSpec]()
+    cores = max(1, host.cores // count)
+    for index, request in enumerate(wanted):
+        ours = None
+        if host.cpu_ids is not None:
+            ours = tuple(sorted(host.cpu_ids[(index * cores + core) % len(host.cpu_ids)] for core in range(cores)))
+        whole = DeviceSpec(
+            gpu_id=0,
             kind="cpu",
             name=host.cpu_name,
             memory_total_bytes=host.memory_bytes // count,
             index=index,
             uuid=f"CPU-{index}",
-            cores=max(1, host.cores // count),
+            cores=cores,
+            cpu_ids=ours,
         )
-        for index in range(count)
+        specs += _split(whole, request)
+    return [replace(spec, gpu_id=gpu_id) for gpu_id, spec in enumerate(specs)]
+
+
+def _split(spec: DeviceSpec, request: DeviceRequest) -> list[DeviceSpec]:
+    """A real device as the parts asked for, each with its share of the memory and all the rest. Raises DeviceError."""
+    parts = request.split
+    if parts == 1:
+        return [spec]
+    share, least = spec.memory_total_bytes // parts, LEAST_PART_BYTES[spec.kind]
+    if share < least:
+        most = spec.memory_total_bytes // least
+        allowed = f"at most {replace(request, split=most)}" if most > 1 else f"{replace(request, split=1)}, unsplit"
+        raise DeviceError(
+            f"gpu.devices: {request}: a part of {spec.name} would have {share / GIB:.3g} of its "
+            f"{spec.memory_total_bytes / GIB:.1f} GiB, and needs {least / GIB:g} GiB at least; allowed here: {allowed}."
+        )
+    return [
+        replace(spec, name=part_name(spec.name, part, parts), memory_total_bytes=share, part=part, parts=parts)
+        for part in range(parts)
     ]
 
 
@@ -164,18 +198,17 @@ def _order_remark(report: NvmlReport, visible: str | None, environ: Mapping[str,
     return ["GPU numbers here follow the PCI bus, as in nvidia-smi (CUDA_DEVICE_ORDER=PCI_BUS_ID, set for workers)."]
 
 
-def choose_cuda(found: CudaGpus, indexes: Sequence[int] | None) -> list[tuple[DeviceSpec, GpuReading]]:
-    """The GPUs of these CUDA indexes in this order (None = all usable), with gpu_id 0, 1, 2, ...
+def choose_cuda(found: CudaGpus, request: DeviceRequest) -> list[DeviceSpec]:
+    """The GPU of the request's CUDA index (None = all usable, by index), in its parts; gpu_id is still to be given.
 
-    Raises DeviceError for one that is not there or not usable.
+    Raises DeviceError for one that is not there or not usable, and for a part that would be too small.
     """
-    wanted = sorted(found.usable) if indexes is None else list(indexes)
-    for index in wanted:
-        if index not in found.usable:
-            why = f"is left out: {found.refused[index].reason}" if index in found.refused else "is not there"
-            raise DeviceError(f"gpu.devices: cuda:{index} {why}. {usable_text(found)}")
-    pairs = (found.usable[index] for index in wanted)
-    return [(replace(spec, gpu_id=gpu_id), reading) for gpu_id, (spec, reading) in enumerate(pairs)]
+    index = request.index
+    if index is not None and index not in found.usable:
+        why = f"is left out: {found.refused[index].reason}" if index in found.refused else "is not there"
+        raise DeviceError(f"gpu.devices: cuda:{index} {why}. {usable_text(found)}")
+    wanted = sorted(found.usable) if index is None else [index]
+    return [part for at in wanted for part in _split(found.usable[at][0], request)]
 
 
 def usable_text(found: CudaGpus) -> str:

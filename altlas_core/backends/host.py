@@ -18,17 +18,23 @@ class Host:
     """`cores` this process may use, `memory_bytes` it may have, and the processor's name.
 
     `torch_problem`: why torch here cannot use a CUDA device (it is a build without CUDA, or not installed), or None.
+    `cpu_ids`: the cores by number, threads of one physical core side by side; None where they are not ours to choose
+    (a quota of CPU time gives fewer than may be used, and the kernel says which).
     """
 
     cores: int
     memory_bytes: int
     cpu_name: str
     torch_problem: str | None = None
+    cpu_ids: tuple[int, ...] | None = None
 
 
 def read_host(root: Path = Path("/")) -> Host:
     """Read the host below `root` (the file system's root but in tests)."""
-    return Host(_cores(root), _memory(root), _cpu_name(root), torch_problem())
+    allowed = _affinity(root)
+    cores = _cores(root, len(allowed))
+    to_choose = cores == len(allowed) and hasattr(os, "sched_setaffinity")
+    return Host(cores, _memory(root), _cpu_name(root), torch_problem(), allowed if to_choose else None)
 
 
 def torch_problem() -> str | None:
@@ -42,9 +48,21 @@ def torch_problem() -> str | None:
     return None
 
 
-def _cores(root: Path) -> int:
-    """Cores this process may run on, or what the cgroup's CPU time amounts to, if less. At least one."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _affinity(root: Path) -> tuple[int, ...]:
+    """The cores this process may run on: package by package, in each core by core, its hardware threads together."""
+    if not hasattr(os, "sched_getaffinity"):
+        return tuple(range(os.cpu_count() or 1))
+
+    def place(cpu: int) -> tuple[int, int, int]:
+        folder = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        package, core = (_text(folder / name).strip() for name in ("physical_package_id", "core_id"))
+        return int(package) if package.isdigit() else 0, int(core) if core.isdigit() else cpu, cpu
+
+    return tuple(sorted(os.sched_getaffinity(0), key=place))
+
+
+def _cores(root: Path, allowed: int) -> int:
+    """The cores this process may run on, or what the cgroup's CPU time amounts to, if less. At least one."""
     quotas = [_whole_cores(text) for text in _cgroup_files(root, "cpu.max", "")]
     return max(1, min([allowed, *(quota for quota in quotas if quota is not None)]))
 

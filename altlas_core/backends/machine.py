@@ -33,7 +33,9 @@ class GpuReading:
 
     `index` is NVML's (PCI bus order). Utilization is percent of the past sample period in which a kernel was running,
     power watts, temperature degrees Celsius, memory bytes; `memory_used_bytes` leaves out what the driver reserves
-    for itself where the driver tells the two apart. `processes` are the compute processes NVML shows to us.
+    for itself where the driver tells the two apart. Clocks are MHz; `throttle_reasons` says why they are held down
+    (empty: they are not). The ECC counts are of memory errors since the driver was loaded. `recovery_needed` is what
+    the driver asks for before the GPU can be relied on again. `processes` are the compute processes NVML shows to us.
     """
 
     index: int
@@ -48,6 +50,12 @@ class GpuReading:
     temperature_c: float | None = None
     power_w: float | None = None
     power_limit_w: float | None = None
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    throttle_reasons: tuple[str, ...] | None = None
+    ecc_corrected: int | None = None
+    ecc_uncorrected: int | None = None
+    recovery_needed: str | None = None
     processes: tuple[GpuProcess, ...] | None = None
     mig_enabled: bool | None = None
 
@@ -67,13 +75,19 @@ class NvmlReport:
     cuda_version: str | None = None
 
 
+def provenance_of(devices: Iterable[DeviceSpec]) -> str:
+    """Where figures of these devices come from: "measured", "simulated", or "mixed" where there are both."""
+    kinds = {"simulated" if spec.simulated else "measured" for spec in devices}
+    return "mixed" if len(kinds) > 1 else kinds.pop()
+
+
 @dataclass(slots=True, frozen=True)
 class Machine:
     """The devices of a run, gpu_id 0, 1, 2, ... in order, and how they came to be chosen.
 
-    `backend` is "cuda", "cpu" or "simulated". `statements` are full sentences on what was looked for and found.
-    `readings` has one entry per device where NVML was asked (real GPUs), else it is empty. `topology` (simulated
-    machines only) is described in topology.py.
+    `backend` is "cuda", "cpu", "simulated", or "mixed" where there are devices of several kinds. `statements` are full
+    sentences on what was looked for and found. `readings` has one entry per device where NVML was asked (None for a
+    device that is no GPU), else it is empty. `topology` (simulated machines only) is described in topology.py.
     """
 
     backend: str
@@ -83,7 +97,11 @@ class Machine:
     driver_version: str | None = None
     cuda_version: str | None = None
     topology: dict[str, Any] | None = None
-    readings: tuple[GpuReading, ...] = ()
+    readings: tuple[GpuReading | None, ...] = ()
+
+    @property
+    def provenance(self) -> str:
+        return provenance_of(self.devices)
 
     def to_json(self) -> dict[str, Any]:
         """The whole of it as JSON-able data, names as in the dataclasses (units in the names)."""

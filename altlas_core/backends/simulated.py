@@ -143,14 +143,17 @@ class _Gpu:
 
 
 class SimulatedBackend:
-    """Devices of the catalog behind the same seam as real ones. `max_temperature_c` is what their cooling is set to."""
+    """Devices of the catalog behind the same seam as real ones. `max_temperature_c` is what their cooling is set to.
+
+    Their gpu_ids are those of the pool, of which they may be a part (see mixed.py).
+    """
 
     def __init__(self, specs: Sequence[DeviceSpec], max_temperature_c: float) -> None:
         self._specs = tuple(specs)
         self._max_temperature_c = max_temperature_c
         costs: dict[str, dict[Demand, KernelCost]] = {spec.model: {} for spec in specs}
         thermal = {model: thermal_model(CATALOG[model], max_temperature_c) for model in costs}
-        self._gpus = [_Gpu(spec, thermal[spec.model], costs[spec.model]) for spec in specs]
+        self._gpus = {spec.gpu_id: _Gpu(spec, thermal[spec.model], costs[spec.model]) for spec in specs}
         self._mailbox: Mailbox
 
     def devices(self) -> Sequence[DeviceSpec]:
@@ -224,7 +227,7 @@ class SimulatedBackend:
         The same readings as `sample`, in one loop without a DeviceSample each: a thousand GPUs are read every second.
         """
         decay_for, decay = -1.0, 1.0  # most GPUs were last read at the same time
-        for gpu in self._gpus:
+        for gpu in self._gpus.values():
             if gpu.lost:
                 for column in (utilization_pct, memory_used_bytes, temperature_c, power_w):
                     column.append(nan)

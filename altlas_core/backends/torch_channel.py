@@ -12,18 +12,25 @@ import struct
 from collections import deque
 from typing import Any, Final
 
-# Orders: (START, task_index, attempt, *fields of torch_order.Order),
-# (STOP, task_index, attempt), (RENEW, -1, -1, slots, seed, memory_bytes): another run begins, with nothing running.
+# Orders, to a worker: (ASSIGN, -1, -1, {what torch_worker.Assignment names}): this is your device, once;
+# (START, task_index, attempt, *fields of torch_order.Order), (STOP, task_index, attempt);
+# (RENEW, -1, -1, slots, seed, memory_bytes): another run begins, with nothing running;
+# (PING, -1, -1): do you still answer?
 # Times are seconds, None where not asked for.
 START: Final = 0
 STOP: Final = 1
-RENEW: Final = 6
-# Answers: (READY, {facts about the worker}), (FINISHED, task_index, attempt, iterations, detail),
-# (FAILED, task_index, attempt, error_code, error, iterations), (STOPPED, task_index, attempt, iterations).
-READY: Final = 2
-FINISHED: Final = 3
-FAILED: Final = 4
-STOPPED: Final = 5
+ASSIGN: Final = 2
+RENEW: Final = 3
+PING: Final = 4
+# Answers: (FINISHED, task_index, attempt, iterations, detail), (STOPPED, task_index, attempt, iterations),
+# (FAILED, task_index, attempt, error_code, error, iterations[, needed_bytes, free_bytes]);
+# (IMPORTED,): torch is imported, give me a device; (READY, {facts}): tasks may come; (PONG,).
+FINISHED: Final = 5
+FAILED: Final = 6
+STOPPED: Final = 7
+IMPORTED: Final = 8
+READY: Final = 9
+PONG: Final = 10
 
 Message = list[tuple[Any, ...]]
 

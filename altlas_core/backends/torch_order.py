@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from altlas_core.calls import search_paths
 from altlas_core.model import Attempt
 
 
@@ -19,6 +20,8 @@ class Order:
     output_size: int
     batch: int
     memory_bytes: int
+    dtype: str = "fp32"
+    call: tuple[str, str, tuple[str, ...]] | None = None  # import path, arguments as JSON, where to look for modules
 
 
 def pack(attempt: Attempt) -> tuple[Any, ...]:
@@ -26,4 +29,5 @@ def pack(attempt: Attempt) -> tuple[Any, ...]:
     task = attempt.task
     spec = task.spec
     sizes = (spec.input_size, spec.output_size, spec.batch, task.memory_bytes)
-    return (spec.kind, spec.duration_s, spec.iterations, *sizes)
+    call = None if spec.call is None else (spec.call.target, spec.call.arguments, search_paths())
+    return (spec.kind, spec.duration_s, spec.iterations, *sizes, spec.dtype, call)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Final
-
-import psutil
+from typing import IO, Any, Final
 
 from altlas_core.backends.cuda_visible import worker_environment
-from altlas_core.backends.torch_channel import pair
+from altlas_core.backends.torch_channel import ASSIGN, pair
+from altlas_core.backends.torch_exit import describe_exit
 from altlas_core.model import DeviceSpec
 
 _TAIL_BYTES: Final = 4000
-_DYING_S: Final = 10.0  # what the kernel and the GPU driver may take to end a killed process
+_DYING_S: Final = 5.0  # what a process whose end is near usually takes at most
 # They would have cuBLAS round fp32 to TF32 whatever the program asks for.
 _PRECISION_OVERRIDES: Final = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 _PACKAGE_ROOT: Final = str(Path(__file__).resolve().parents[2])
@@ -29,78 +28,111 @@ class WorkerProcess:
     """A worker and our end of its channel.
 
     The worker is a new program, not a fork of this one: a script needs no __main__ guard, a notebook works, and no
-    thread or CUDA context is copied. It ends by itself when this process is gone (its channel closes).
+    thread or CUDA context is copied. It imports torch, says so (`imported`), is given a device (`assign`) and is
+    `ready` then. It leads a process group of its own, so that what it starts ends with it; and it ends by itself when
+    this process is gone.
     """
 
     __slots__ = (
-        "_errors", "_ours", "_popen", "_sampled_at", "_usage", "channel", "doomed", "killed", "ready", "started_at",
+        "_errors", "_popen", "cause", "channel", "doomed", "heard_s", "imported", "killed", "pinged_s", "ready",
+        "since_s",
     )  # fmt: skip
 
-    def __init__(self, spec: DeviceSpec, slots: int, seed: int) -> None:
+    def __init__(self, cores: int, now: float) -> None:
+        """`cores`: most that a device of its kind has. Raises OSError if no process can be started."""
         self.channel, theirs = pair()
-        self.killed = False  # by us, on purpose
-        self.doomed = False  # by a planned fault
+        self.imported = False
         self.ready = False
-        self.started_at = time.monotonic()
+        self.killed = False  # by us, for the sake of something else
+        self.doomed = False  # by a planned fault
+        self.cause: str | None = None  # what we killed it for
+        self.since_s = now  # when it was started, then when it was given a device
+        self.heard_s = now  # when it last said anything
+        self.pinged_s: float | None = None  # when it was asked for an answer that has not come yet
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # has no name on disk: nothing is left behind
-        orders = {
-            "kind": spec.kind,
-            "cores": cores_of(spec),
-            "slots": slots,
-            "seed": seed,
-            "memory_bytes": spec.memory_total_bytes,
-            "parent_pid": os.getpid(),
-        }
-        with theirs:
+        program = [sys.executable, "-m", "altlas_core.backends.torch_worker", str(theirs.fileno()), str(os.getpid())]
+        try:
             self._popen = subprocess.Popen(  # noqa: S603  # our own program
-                [
-                    sys.executable,
-                    "-m",
-                    "altlas_core.backends.torch_worker",
-                    str(theirs.fileno()),
-                    json.dumps(orders),
-                ],
+                program,
                 stdin=subprocess.DEVNULL,
                 stdout=self._errors,
                 stderr=self._errors,
-                env=environment(spec),
+                env=environment(cores),
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # Ctrl-C in the terminal reaches the driver alone, which then closes us
             )
-        self._ours: psutil.Process | None = None
-        self._sampled_at = 0.0
-        self._usage: tuple[float | None, int | None] = (None, None)
+        except OSError:
+            self.release()
+            raise
+        finally:
+            theirs.close()
 
     @property
     def pid(self) -> int:
+        """Its process id, and the number of its process group."""
         return self._popen.pid
 
-    def kill(self) -> None:
-        """SIGKILL, on purpose. Does not wait."""
-        self.killed = True
-        self._popen.kill()
-
-    def crash(self) -> None:
-        """SIGKILL as if it had happened by itself: a planned fault."""
-        self.doomed = True
-        self._popen.kill()
+    @property
+    def struck(self) -> bool:
+        """Whether it was sent a SIGKILL from here."""
+        return self.cause is not None or self.doomed
 
     @property
     def usable(self) -> bool:
         """Ready, and as far as is known not dying."""
-        return self.ready and not self.killed and not self.doomed
+        return self.ready and not self.struck
+
+    def assign(self, assignment: dict[str, Any], now: float) -> None:
+        """Give it its device, once. Raises OSError if it has just died."""
+        self.since_s, self.pinged_s = now, None
+        self.channel.send_soon([(ASSIGN, -1, -1, assignment)])
+
+    # --- its end --------------------------------------------------------------------------------------------------
+
+    def kill(self, cause: str, blamed: bool = False) -> None:
+        """SIGKILL to it and to what it has started. `blamed`: it is its own fault. Does not wait."""
+        if self.cause is None:
+            self.cause = cause
+            self.killed = not blamed
+        self._strike()
+
+    def crash(self) -> None:
+        """SIGKILL as if it had happened by itself: a planned fault."""
+        self.doomed = True
+        self._strike()
+
+    def _strike(self) -> None:
+        if self._popen.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     def reap(self, wait_s: float) -> str:
         """Wait up to `wait_s` for the end, then force it. Returns what it died of."""
-        try:
-            self._popen.wait(wait_s)
-        except subprocess.TimeoutExpired:
-            self._popen.kill()
-            try:
-                self._popen.wait(_DYING_S)
-            except subprocess.TimeoutExpired:
+        if not self._has_ended(wait_s):
+            self._strike()
+            if not self._has_ended(_DYING_S if wait_s else 0.0):
                 return f"process {self.pid} was killed but does not end: it is stuck in the kernel or the GPU driver"
-        return describe_exit(self._popen.returncode, self.tail())
+        self._strike()  # what it had started; its number is nobody else's as long as it has not been waited for
+        self._popen.wait()
+        return self.cause or describe_exit(self._popen.returncode, self.tail())
+
+    def _has_ended(self, wait_s: float) -> bool:
+        """Whether it ends within `wait_s`. Leaves it to be waited for."""
+        until_s, pause_s = time.monotonic() + wait_s, 0.0002
+        try:
+            while os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                if time.monotonic() >= until_s:
+                    return False
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 0.02)
+        except ChildProcessError:  # somebody else in this process has waited for it
+            pass
+        return True
+
+    @property
+    def killed_by_others(self) -> bool:
+        """Whether it has ended by a SIGKILL that nobody here sent."""
+        return self._popen.returncode == -signal.SIGKILL and self.cause is None and not self.doomed
 
     def release(self) -> None:
         """Close channel and error file. After this the object is of no more use."""
@@ -115,58 +147,34 @@ class WorkerProcess:
         self._errors.seek(max(0, size - _TAIL_BYTES))
         return self._errors.read().decode(errors="replace").strip()
 
-    def forget_usage(self) -> None:
-        """The next reading is the first again: another run begins."""
-        self._ours = None
-        self._sampled_at = 0.0
-
-    def usage(self, cores: int) -> tuple[float | None, int | None]:
-        """(percent of `cores` used since the call before, resident bytes); None where there is no reading.
-
-        Looks at most every 50 ms: CPU time is counted in ticks of 10 ms, so a shorter span says little.
-        """
-        now = time.monotonic()
-        if now - self._sampled_at < 0.05:
-            return self._usage
-        try:
-            first = self._ours is None
-            if self._ours is None:
-                self._ours = psutil.Process(self.pid)
-            percent = self._ours.cpu_percent(None)
-            self._usage = (None if first else min(100.0, percent / cores), self._ours.memory_info().rss)
-        except psutil.Error:
-            self._usage = (None, None)
-        self._sampled_at = now
-        return self._usage
-
 
 def cores_of(spec: DeviceSpec) -> int:
     """CPU cores a device may use for its kernels: those of a CPU device, one for the worker of a GPU."""
     return max(1, spec.cores or 1)
 
 
-def environment(spec: DeviceSpec) -> dict[str, str]:
-    """The worker's environment: our own, with its device as the only one it sees and its share of the cores."""
-    env = dict(os.environ)
-    cores = str(cores_of(spec))
-    if spec.kind == "cuda":
-        env.update(worker_environment(spec))
-    else:
-        env["CUDA_VISIBLE_DEVICES"] = ""
-    for name in _PRECISION_OVERRIDES:
-        env.pop(name, None)
-    env.update(OMP_NUM_THREADS=cores, MKL_NUM_THREADS=cores, OPENBLAS_NUM_THREADS=cores)
+def assignment(spec: DeviceSpec, slots: int, seed: int) -> dict[str, Any]:
+    """What a worker must know of its device, as torch_worker.Assignment reads it."""
+    return {
+        "kind": spec.kind,
+        "cores": cores_of(spec),
+        "cpu_ids": spec.cpu_ids,
+        "parts": spec.parts,
+        "memory_bytes": spec.memory_total_bytes,
+        "slots": slots,
+        "seed": seed,
+        "environment": worker_environment(spec) if spec.kind == "cuda" else {"CUDA_VISIBLE_DEVICES": ""},
+    }
+
+
+def environment(cores: int) -> dict[str, str]:
+    """The environment a worker starts with: our own, but for what would spoil its figures.
+
+    Libraries that count threads when they are loaded may start one for each core of the largest device; torch is told
+    later how many its own device has.
+    """
+    env = {name: value for name, value in os.environ.items() if name not in _PRECISION_OVERRIDES}
+    count = str(cores)
+    env.update(OMP_NUM_THREADS=count, MKL_NUM_THREADS=count, OPENBLAS_NUM_THREADS=count)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (_PACKAGE_ROOT, env.get("PYTHONPATH"))))
     return env
-
-
-def describe_exit(status: int, tail: str) -> str:
-    """ "signal 9 (SIGKILL)", or the exit status and the last line the worker wrote."""
-    if status < 0:
-        try:
-            name = f" ({signal.Signals(-status).name})"
-        except ValueError:
-            name = ""
-        return f"signal {-status}{name}"
-    last = tail.splitlines()[-1:] if tail else []
-    return ": ".join([f"exit status {status}", *last])

@@ -1,73 +1,64 @@
-"""The worker process of one device: `python -m altlas_core.backends.torch_worker FD ORDERS`, started by torch_process.
+"""The worker process of one device: `python -m altlas_core.backends.torch_worker FD PARENT`, started by torch_process.
 
-It takes start and stop orders from its channel, runs up to `slots` tasks at a time in threads, and answers. The main
-thread only reads the channel: when that closes, the driver's process is gone, and this one ends whatever runs in it.
+It imports torch, says so, and waits to be given a device; how long that takes is why some are started before they are
+needed. Then it takes start and stop orders from its channel, runs up to `slots` tasks at a time in threads, and
+answers. The main thread only reads the channel: when that closes, the driver's process is gone, and this one ends
+whatever runs in it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import faulthandler
-import json
 import os
+import resource
 import signal
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from altlas_core.backends.torch_channel import FAILED, FINISHED, READY, RENEW, STOP, STOPPED, Channel
+from altlas_core.backends.torch_channel import (
+    ASSIGN,
+    FAILED,
+    FINISHED,
+    IMPORTED,
+    PING,
+    PONG,
+    READY,
+    RENEW,
+    START,
+    STOP,
+    STOPPED,
+    Channel,
+)
 from altlas_core.backends.torch_device import WorkDevice
+from altlas_core.backends.torch_kinds import RUNNERS
+from altlas_core.backends.torch_memory import Usage
 from altlas_core.backends.torch_order import Order
-from altlas_core.backends.torch_work import run_linear
 
 Key = tuple[int, int]  # task index, attempt number
-Done = tuple[float, dict[str, Any] | None]  # iterations, detail
 _PR_SET_PDEATHSIG: Final = 1
-_MOST_WARM_THREADS: Final = 8  # each costs memory on a GPU; further ones are made when they are needed
+_MOST_WARM_THREADS: Final = 8  # on a GPU, where each costs memory; further ones are warm after their first task
 DEVICE_BROKEN: Final = 70  # exit status
 
 
-def run_sleep(_device: WorkDevice, order: Order, stop: threading.Event, begun_s: float) -> Done:
-    _wait(order, stop, begun_s)
-    return 0.0, None
+@dataclass(slots=True, frozen=True)
+class Assignment:
+    """The device a worker is given. `environment` says which GPU: CUDA reads it when it is first used."""
 
-
-def run_hang(_device: WorkDevice, order: Order, _stop: threading.Event, _begun_s: float) -> Done:
-    """Does not look at the stop flag: what it stands for is work that cannot be asked to end."""
-    time.sleep(order.duration_s if order.duration_s is not None else threading.TIMEOUT_MAX / 2)
-    return 0.0, None
-
-
-def run_raise_error(_device: WorkDevice, order: Order, stop: threading.Event, begun_s: float) -> Done:
-    _wait(order, stop, begun_s)
-    if not stop.is_set():
-        raise RuntimeError("raise_error: this kind of task always fails")
-    return 0.0, None
-
-
-def run_crash_worker(_device: WorkDevice, order: Order, stop: threading.Event, begun_s: float) -> Done:
-    _wait(order, stop, begun_s)
-    if not stop.is_set():
-        os.kill(os.getpid(), signal.SIGKILL)
-    return 0.0, None
-
-
-def _wait(order: Order, stop: threading.Event, begun_s: float) -> None:
-    stop.wait(max(0.0, begun_s + (order.duration_s or 0.0) - time.perf_counter()))
-
-
-RUNNERS: Final[dict[str, Callable[[WorkDevice, Order, threading.Event, float], Done]]] = {
-    "linear": run_linear,
-    "sleep": run_sleep,
-    "hang": run_hang,
-    "raise_error": run_raise_error,
-    "crash_worker": run_crash_worker,
-}
+    kind: str
+    cores: int
+    cpu_ids: tuple[int, ...] | None
+    parts: int
+    memory_bytes: int
+    slots: int
+    seed: int
+    environment: dict[str, str]
 
 
 class Worker:
@@ -81,23 +72,26 @@ class Worker:
         self._slots = 0
         self._threads: ThreadPoolExecutor | None = None
         self._provide(slots)
+        device.limit_memory(slots)
 
     def _provide(self, slots: int) -> None:
-        """Threads for so many tasks at a time; the first of them ready to compute."""
+        """Threads for so many tasks at a time, all started while memory is not limited; the first ready to compute."""
         if slots <= self._slots:
             return
         if self._threads is not None:
             self._threads.shutdown(wait=False)
         self._slots = slots
         self._threads = ThreadPoolExecutor(slots, "task")
-        first = min(slots, _MOST_WARM_THREADS)
-        together = threading.Barrier(first)  # so that none does the work of two
+        self._device.lift_memory_limit()  # threads need memory of their own
+        warm = min(slots, _MOST_WARM_THREADS) if self._device.kind == "cuda" else slots
+        together = threading.Barrier(slots)  # so that none does the work of two
 
-        def warm_up() -> None:
+        def begin(position: int) -> None:
             together.wait()
-            self._device.warm_up()
+            if position < warm:
+                self._device.warm_up()
 
-        for done in [self._threads.submit(warm_up) for _ in range(first)]:
+        for done in [self._threads.submit(begin, position) for position in range(slots)]:
             done.result()
 
     def serve(self) -> None:
@@ -110,16 +104,23 @@ class Worker:
             answers: list[tuple[Any, ...]] = []
             for orders in messages:
                 for order in orders:
-                    if order[0] == STOP:
-                        self._stop((order[1], order[2]))
-                    elif order[0] == RENEW:
-                        self._renew(*order[3:])
+                    code = order[0]
+                    if code != START:
+                        self._control(code, order, answers)
                     elif order[3] == "noop":  # here and now: a thread would cost more than the task
                         answers.append((FINISHED, order[1], order[2], 0.0, None))
                     else:
                         self._start(order)
             if answers:
                 self._answer(answers)
+
+    def _control(self, code: int, order: tuple[Any, ...], answers: list[tuple[Any, ...]]) -> None:
+        if code == STOP:
+            self._stop((order[1], order[2]))
+        elif code == PING:
+            answers.append((PONG,))
+        elif code == RENEW:
+            self._renew(*order[3:])
 
     def _stop(self, key: Key) -> None:
         stop = self._stops.get(key)
@@ -129,6 +130,7 @@ class Worker:
     def _renew(self, slots: int, seed: int, memory_bytes: int) -> None:
         self._provide(slots)
         self._device.renew(seed, memory_bytes)
+        self._device.limit_memory(self._slots)
 
     def _start(self, order: tuple[Any, ...]) -> None:
         assert self._threads is not None
@@ -138,23 +140,33 @@ class Worker:
         self._threads.submit(self._run, key, Order(*order[3:]), stop, begun_s)
 
     def _run(self, key: Key, order: Order, stop: threading.Event, begun_s: float) -> None:
-        answer = self._outcome(key, order, stop, begun_s)
+        try:
+            with self._device.metered(order) as usage:
+                answer = self._outcome(key, order, stop, begun_s, usage)
+        except MemoryError as error:  # so little is left that not even the error could be looked at
+            answer = (FAILED, *key, "out_of_memory", f"out of memory: {error}", 0.0)
         del self._stops[key]
         self._answer([answer])
 
-    def _outcome(self, key: Key, order: Order, stop: threading.Event, begun_s: float) -> tuple[Any, ...]:
+    def _outcome(
+        self, key: Key, order: Order, stop: threading.Event, begun_s: float, usage: Usage | None
+    ) -> tuple[Any, ...]:
+        device = self._device
         try:
-            iterations, detail = RUNNERS[order.kind](self._device, order, stop, begun_s)
+            iterations, detail = RUNNERS[order.kind](device, order, stop, begun_s)
+            if usage is not None:
+                detail = {**(detail or {}), **device.meter.figures(usage)}
         except BaseException as error:
             text = f"{type(error).__name__}: {error}"
-            if self._device.broken():
+            if device.broken():
                 _give_up(text)
-            out_of_memory = self._device.out_of_memory(error)
+            if not device.out_of_memory(error):
+                return (FAILED, *key, "task_error", text, 0.0)
+            text, needed_bytes, free_bytes = device.explain_out_of_memory(error, order)
         else:
             return (STOPPED, *key, iterations) if stop.is_set() else (FINISHED, *key, iterations, detail)
-        if out_of_memory:  # only now, without the error, whose traceback held the tensors
-            self._device.free_memory()
-        return (FAILED, *key, "out_of_memory" if out_of_memory else "task_error", text, 0.0)
+        device.free_memory()  # only now, without the error, whose traceback held the tensors
+        return (FAILED, *key, "out_of_memory", text, 0.0, needed_bytes, free_bytes)
 
     def _answer(self, answers: list[tuple[Any, ...]]) -> None:
         try:
@@ -183,20 +195,55 @@ def die_with(parent_pid: int) -> None:
         _end(0)
 
 
+def await_device(channel: Channel) -> Assignment | None:
+    """Wait to be given one; None when nobody is left to give it."""
+    while True:
+        try:
+            messages = channel.receive()
+        except (EOFError, OSError):
+            return None
+        for orders in messages:
+            for order in orders:
+                if order[0] == ASSIGN:
+                    return Assignment(**order[3])
+                if order[0] == PING:
+                    channel.send([(PONG,)])
+
+
+def take_device(assignment: Assignment) -> WorkDevice:
+    """Use this device and no other from now on."""
+    os.environ.update(assignment.environment)
+    if assignment.cpu_ids is not None:
+        for thread in os.listdir("/proc/self/task"):  # noqa: PTH208  # numbers, not paths
+            os.sched_setaffinity(int(thread), assignment.cpu_ids)
+    return WorkDevice(assignment.kind, assignment.cores, assignment.seed, assignment.memory_bytes, assignment.parts)
+
+
 def main(arguments: list[str]) -> None:
-    settings = json.loads(arguments[1])
-    die_with(settings["parent_pid"])
+    die_with(int(arguments[1]))
     faulthandler.enable()
-    channel = Channel(socket.socket(fileno=int(arguments[0])))
-    device = WorkDevice(settings["kind"], settings["cores"], settings["seed"], settings["memory_bytes"])
-    worker = Worker(channel, device, settings["slots"])
-    channel.send([(READY, {"pid": os.getpid(), "torch": str(device.torch.__version__)})])
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # a dump takes minutes
+    end = socket.socket(fileno=int(arguments[0]))
+    end.set_inheritable(False)  # a child of ours that held it would hide our end
+    channel = Channel(end)
+    os.register_at_fork(after_in_child=channel.close)
+    import torch  # noqa: F401  # here, where nothing waits for it yet
+
+    channel.send([(IMPORTED,)])
+    assignment = await_device(channel)
+    if assignment is None:
+        _end(0)
+    status = 1
     try:
+        device = take_device(assignment)
+        worker = Worker(channel, device, assignment.slots)
+        channel.send([(READY, {"memory_problem": device.memory.problem})])
         worker.serve()
-    except Exception:
-        traceback.print_exc()
-        _end(1)  # the interpreter's own end would wait for the tasks
-    _end(0)
+        status = 0
+    finally:
+        if status:
+            traceback.print_exc()
+        _end(status)  # the interpreter's own end would wait for the tasks
 
 
 if __name__ == "__main__":

@@ -45,14 +45,21 @@ def keep() -> Iterator[None]:
             backend.close()
 
 
-def torch_backend(devices: Sequence[DeviceSpec], slots: int, seed: int, kill_grace_s: float) -> TorchBackend:
+def torch_backend(
+    devices: Sequence[DeviceSpec],
+    slots: int,
+    seed: int,
+    kill_grace_s: float,
+    spare_workers: int,
+    heartbeat_timeout_s: float,
+) -> TorchBackend:
     """A backend for one run: the kept one inside `keep`, else a new one."""
     from altlas_core.backends.torch_backend import TorchBackend
 
     if _kept.backend is not None:
-        _kept.backend.set_up(devices, slots, seed, kill_grace_s)
+        _kept.backend.set_up(devices, slots, seed, kill_grace_s, spare_workers, heartbeat_timeout_s)
         return _kept.backend
-    backend = TorchBackend(devices, slots, seed, kill_grace_s)
+    backend = TorchBackend(devices, slots, seed, kill_grace_s, spare_workers, heartbeat_timeout_s)
     if _kept.inside:
         _kept.backend = backend
     return backend

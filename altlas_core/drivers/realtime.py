@@ -4,15 +4,16 @@ One thread owns the distributor: the one that calls `run` or `serve`. All others
 takes everything that has arrived or is due, gives it one `now`, applies it in the order of events.RANK_* (inside a
 rank: what was due by its time, then what was posted as it arrived), and lets the distributor decide once.
 
-Simulated devices can be played here too (`pace`): then every planned instant keeps its own time, so that the log is
-the one that virtual time gives, only slower.
+Where there are simulated devices, alone or beside real ones, every fact keeps its own time instead: what was planned
+happens when it is due, what was posted when it arrived, each instant with a decision of its own. So a simulated attempt
+lasts exactly as long as it should, and a real one no longer than it did, however late the driver is; and with simulated
+devices alone (`pace`) the log is the one that virtual time gives, only slower.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heapify, heappop, heappush
@@ -20,6 +21,7 @@ from typing import Any, Final, Protocol
 
 from altlas_core.backends.base import Backend
 from altlas_core.distributor import Distributor
+from altlas_core.drivers.clock import Arrival, Clock, Inbox, News
 from altlas_core.drivers.patience import Patience
 from altlas_core.events import (
     RANK_CANCEL,
@@ -45,7 +47,6 @@ from altlas_core.events import (
 from altlas_core.model import Attempt
 
 Due = Callable[[float, Any], Fact | None]
-Inbox = queue.SimpleQueue[Fact | None]  # None only wakes the driver
 
 FOREVER: Final = float("inf")
 RANKS: Final[dict[type, int]] = {
@@ -61,29 +62,6 @@ RANKS: Final[dict[type, int]] = {
     HopeLost: RANK_TIMER,
     TaskSubmitted: RANK_SUBMIT,
 }
-
-
-class Clock(Protocol):
-    def monotonic(self) -> float:
-        """Seconds since some moment; never goes back."""
-        ...
-
-    def wait(self, inbox: Inbox, timeout_s: float) -> Fact | None:
-        """The next item of the inbox, or None when none came in time."""
-        ...
-
-
-class MonotonicClock:
-    """The real one."""
-
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    def wait(self, inbox: Inbox, timeout_s: float) -> Fact | None:
-        try:
-            return inbox.get(timeout=timeout_s) if timeout_s > 0 else inbox.get_nowait()
-        except queue.Empty:
-            return None
 
 
 class _Log(Protocol):
@@ -125,7 +103,9 @@ class RealtimeDriver:
         self._telemetry = telemetry
         self._log = log
         self._pace = pace
-        self._exact = all(spec.simulated for spec in backend.devices())
+        specs = backend.devices()
+        self._exact = any(spec.simulated for spec in specs)  # every fact keeps its own time
+        self._real = not all(spec.simulated for spec in specs)  # readings are taken by the clock
         self._poll: Callable[[float], None] = getattr(backend, "poll", _nothing)
         self._flush: Callable[[], None] = getattr(backend, "flush", _nothing)
         self._inbox: Inbox = queue.SimpleQueue()
@@ -147,7 +127,7 @@ class RealtimeDriver:
         if threading.get_ident() == self._thread:
             self._own.append(fact)
         else:
-            self._inbox.put(fact)
+            self._inbox.put(Arrival(fact, self._clock.monotonic()) if self._exact else fact)
 
     def post_at(self, time_s: float, rank: int, due: Due, arg: Any) -> None:
         self._sequence = sequence = self._sequence + 1
@@ -180,12 +160,10 @@ class RealtimeDriver:
             self._begin(plan)
             while not self._stopping and not (until_done and self._done()):
                 first = self._clock.wait(self._inbox, self._patience_s())
-                if self._exact:
-                    self._look_exactly(first, until_done)
-                else:
-                    self._look(first)
+                self._look(first, until_done)
             if self._telemetry is not None:
-                self._sample_before(self.now if self._exact else 0.0)
+                if not self._real:
+                    self._sample_before(self.now)
                 self._telemetry.sample(self.now)
             finished = True
         finally:
@@ -203,7 +181,7 @@ class RealtimeDriver:
             self._heap.append((time_s, rank, self._sequence, self._submit if submission else _as_planned, fact))
         heapify(self._heap)
         # Real devices are looked at before anything is put on them: others may be using them.
-        self.post_at(self._check_interval_s if self._exact else 0.0, RANK_DEVICE, self._check_health, None)
+        self.post_at(0.0 if self._real else self._check_interval_s, RANK_DEVICE, self._check_health, None)
         if self._telemetry is not None:
             self._next_sample_s = 0.0
         self._began_s = self._clock.monotonic()
@@ -224,27 +202,38 @@ class RealtimeDriver:
 
     def _patience_s(self) -> float:
         due_s = self._heap[0][0] if self._heap else FOREVER
-        if not self._exact:  # readings of simulated devices are taken at their own time, whenever that is
+        if self._real:  # readings of simulated devices alone are taken at their own time, whenever that is
             due_s = min(due_s, self._next_sample_s)
         return max(0.0, min(self._interval_s, (due_s - self._run_s()) / self._pace))
 
     # --- looking --------------------------------------------------------------------------------------------------
 
-    def _posted(self, first: Fact | None) -> list[Fact]:
+    def _posted(self, first: News | None) -> list[News]:
         inbox = self._inbox
-        facts = [] if first is None else [first]
-        facts.extend(self._own)  # by poll()
+        news = [] if first is None else [first]
+        news.extend(self._own)  # by poll()
         self._own.clear()
         while not inbox.empty():
-            fact = inbox.get_nowait()
-            if fact is not None:
-                facts.append(fact)
-        return facts
+            item = inbox.get_nowait()
+            if item is not None:
+                news.append(item)
+        return news
 
-    def _look(self, first: Fact | None) -> None:
-        """Real devices: one `now` for all that has happened since the last look."""
-        self.now = now = self._run_s()
+    def _look(self, first: News | None, until_done: bool) -> None:
+        now = self._run_s()
         self._poll(now)
+        if self._exact:
+            self._play_until(now, first, until_done)
+        else:
+            self._take_together(now, first)
+        if self._real and now >= self._next_sample_s and self._telemetry is not None:
+            self.now = max(self.now, now)
+            self._telemetry.sample(self.now)
+            self._next_sample_s = (now // self._telemetry.interval_s + 1) * self._telemetry.interval_s
+
+    def _take_together(self, now: float, first: News | None) -> None:
+        """Real devices alone: one `now` for all that has happened since the last look."""
+        self.now = now
         heap = self._heap
         batch: list[tuple[int, int, Due | None, Any]] = []
         while heap and heap[0][0] <= now:
@@ -258,16 +247,19 @@ class RealtimeDriver:
             self._take(now, what, arg)
         if batch:
             self._decide(now)
-        if now >= self._next_sample_s and self._telemetry is not None:
-            self._telemetry.sample(now)
-            self._next_sample_s = (now // self._telemetry.interval_s + 1) * self._telemetry.interval_s
 
-    def _look_exactly(self, first: Fact | None, until_done: bool) -> None:
-        """Simulated devices: each planned instant at its own time, then what others posted, now."""
-        heap, wall_s = self._heap, self._run_s()
-        while heap and heap[0][0] <= wall_s:
+    def _play_until(self, look_s: float, first: News | None, until_done: bool) -> None:
+        """Simulated devices, alone or among others: all that has happened by now, each instant at its own time."""
+        heap = self._heap
+        for item in self._posted(first):
+            fact, time_s = item, look_s
+            if type(item) is Arrival:
+                fact, time_s = item.fact, min(look_s, (item.clock_s - self._began_s) * self._pace)
+            self.post_at(max(self.now, time_s), RANKS[type(fact)], _as_planned, fact)
+        while heap and heap[0][0] <= look_s:
             now = max(self.now, heap[0][0])
-            self._sample_before(now)
+            if not self._real:
+                self._sample_before(now)
             self.now = now
             while heap and heap[0][0] <= now:
                 _, _, _, due, arg = heappop(heap)
@@ -275,14 +267,8 @@ class RealtimeDriver:
                 if until_done and self._done():
                     return
             self._decide(now)
-        self._sample_before(wall_s)
-        posted = self._posted(first)
-        if posted:
-            self.now = wall_s
-            posted.sort(key=lambda fact: RANKS[type(fact)])
-            for fact in posted:
-                self._apply(wall_s, fact)
-            self._decide(wall_s)
+        if not self._real:
+            self._sample_before(look_s)
 
     def _sample_before(self, time_s: float) -> None:
         telemetry = self._telemetry

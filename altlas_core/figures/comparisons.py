@@ -19,6 +19,7 @@ from altlas_core.figures.style import (
     numbers,
     plural,
     series_colour,
+    source,
     words,
 )
 
@@ -62,7 +63,7 @@ def balance(counts: Mapping[str, Sequence[int]], provenance: str) -> Figure:
     return figure(
         traces,
         finding + (" (GPUs ranked)" if gpus > MANY_GPUS else ""),
-        f"Tasks per GPU by strategy; {provenance}",
+        f"Tasks per GPU by strategy; {source(provenance)}",
         axis(title, showgrid=False),
         axis("tasks", rangemode="tozero"),
         barmode="group",
@@ -104,7 +105,7 @@ def makespans(measured: Mapping[str, float], bounds: Mapping[str, float], proven
     return figure(
         [bars, marks],
         finding,
-        f"Time until the last task ends; {provenance}",
+        f"Time until the last task ends; {source(provenance)}",
         axis("", showgrid=False),
         axis("makespan (s)", rangemode="tozero"),
         height=340,
@@ -142,7 +143,7 @@ def latencies(seconds: Mapping[str, Sequence[float]], provenance: str) -> Figure
     return figure(
         traces,
         finding,
-        f"Latency, submission to end, as a share of all tasks; {provenance}",
+        f"Latency, submission to end, as a share of all tasks; {source(provenance)}",
         axis("latency (s)", range=[0, number(1.05 * max((o[-1] for o in curves), default=1.0))], zeroline=False),
         axis("tasks ended (%)", range=[0, 103]),
         showlegend=True,
@@ -181,7 +182,7 @@ def throughput(tflops: Mapping[str, Mapping[str, float]], peak_tflops: float | N
     return figure(
         traces,
         finding,
-        f"FP32 arithmetic per second by model and load; {provenance}",
+        f"FP32 arithmetic per second by model and load; {source(provenance)}",
         axis("", showgrid=False),
         axis("TFLOP/s", rangemode="tozero"),
         barmode="group",
@@ -235,7 +236,7 @@ def scaling(speedups: Mapping[str, Mapping[int, float]], provenance: str) -> Fig
     return figure(
         traces,
         finding,
-        f"Speedup over one GPU, and efficiency (strong scaling); {provenance}",
+        f"Speedup over one GPU, and efficiency (strong scaling); {source(provenance)}",
         axis("GPUs", type="log", tickvals=counts, range=_log_range(counts)),
         axis("speedup", type="log", tickvals=counts, range=_log_range(counts)),
         showlegend=True,
@@ -275,7 +276,7 @@ def iteration_times(percentiles_ms: Mapping[str, Mapping[int, float | None]], ho
     return figure(
         traces,
         finding,
-        f"{how}; {provenance}",
+        f"{how}; {source(provenance)}",
         axis("", showgrid=False),
         axis("time per iteration (ms)", type="log", dtick=1, tickformat="~g", range=_decades(percentiles_ms)),
         height=340,

@@ -155,9 +155,14 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def device_word(kind: str) -> str:
-    """What a device of this kind is called in a title."""
-    return "CPU device" if kind == "cpu" else "GPU"
+def device_word(backend: str) -> str:
+    """What a device is called in a title, by the kind of the run's devices."""
+    return {"cpu": "CPU device", "mixed": "device"}.get(backend, "GPU")
+
+
+def source(provenance: str) -> str:
+    """Where the figures drawn come from, in words."""
+    return "measured and simulated" if provenance == "mixed" else provenance
 
 
 def seconds_text(value: float) -> str:

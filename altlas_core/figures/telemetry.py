@@ -21,6 +21,7 @@ from altlas_core.figures.style import (
     number,
     numbers,
     plural,
+    source,
     spans,
 )
 from altlas_core.model import GIB
@@ -57,7 +58,7 @@ def readings(result: Result, column: str, phases: Sequence[tuple[float, str]] = 
     gpus = len(result.devices)
     values = np.frombuffer(getattr(sampled, column), dtype=np.float64).reshape(-1, gpus).T * factor
     times = np.frombuffer(sampled.queue_time_s, dtype=np.float64)
-    finding = _finding(what, unit, values, device_word(result.devices[0].kind))
+    finding = _finding(what, unit, values, device_word(result.backend))
     times, values = thinned(times, values)
     if gpus > MANY_GPUS:
         traces = spread_bands(times, values, BLUE, unit)
@@ -76,7 +77,7 @@ def readings(result: Result, column: str, phases: Sequence[tuple[float, str]] = 
     return figure(
         traces,
         finding,
-        f"{what.capitalize()} per GPU; {result.provenance}",
+        f"{what.capitalize()} per GPU; {source(result.provenance)}",
         axis("time (s)", range=[0, number((result.virtual_s or 1) * 1.01)], zeroline=False),
         axis(f"{what} ({unit})", zeroline=False, **top),
         height=340,
@@ -250,7 +251,7 @@ def queue_depth(result: Result, phases: Sequence[tuple[float, str]] = ()) -> Fig
     return figure(
         [trace],
         finding,
-        f"Queue depth; {result.provenance}",
+        f"Queue depth; {source(result.provenance)}",
         axis("time (s)", range=[0, number((result.virtual_s or 1) * 1.01)], zeroline=False),
         axis("waiting tasks", rangemode="tozero"),
         height=300,
@@ -282,6 +283,13 @@ def _waiting(result: Result) -> tuple[list[float], list[int]]:
     return times, depths
 
 
+_SIZES_FROM: Final = {
+    "simulated": "from the GPU catalog",
+    "measured": "as the device reports it",
+    "mixed": "of simulated GPUs from the GPU catalog, else as the device reports it",
+}
+
+
 def memory_bars(result: Result) -> Figure:
     """What each GPU has, and what of it tasks may reserve. Many GPUs: one bar per kind."""
     names: dict[tuple[str, int, int], int] = {}
@@ -307,8 +315,7 @@ def memory_bars(result: Result) -> Figure:
             _stack("kept free (memory_threshold, memory_limit_bytes)", labels, rest, GREY + "66"),
         ],
         f"{kinds}: {total_gib:,.0f} GiB for tasks in all",
-        f"Memory of each {'kind of GPU' if many else 'GPU'}; "
-        + ("from the GPU catalog" if result.devices[0].simulated else "as the device reports it"),
+        f"Memory of each {'kind of GPU' if many else 'GPU'}; " + _SIZES_FROM[result.provenance],
         axis("", showgrid=False),
         axis("memory (GiB)"),
         height=320,

@@ -21,6 +21,7 @@ from altlas_core.figures.style import (
     numbers,
     plural,
     seconds_text,
+    source,
     spans,
 )
 from altlas_core.figures.telemetry import spread_bands
@@ -86,8 +87,8 @@ def timeline(
         traces,
         _finding(result, shown, end_s),
         "Tasks per GPU and slot"
-        + (f", {plural(hidden, 'idle ' + device_word(result.devices[0].kind))} left out" if hidden else "")
-        + f"; {result.provenance}",
+        + (f", {plural(hidden, 'idle ' + device_word(result.backend))} left out" if hidden else "")
+        + f"; {source(result.provenance)}",
         axis("time (s)", range=[0, number(end_s * 1.01) or 1], zeroline=False),
         y,
         height=min(760, max(240, 185 + LANE_PX * total)),
@@ -198,7 +199,7 @@ def _story(attempt: Attempt, end_s: float) -> str:
     again = f", attempt {attempt.number}" if task.attempts > 1 else ""
     return (
         f"{task.task_id}{again}: {task.spec.kind}, {task.spec.priority}, GPU {attempt.gpu_id}<br>"
-        f"{attempt.started_s:.5g} to {end_s:.5g} s, {task.memory_bytes / GIB:.3g} GiB"
+        f"{attempt.started_s:.5g} to {end_s:.5g} s, {attempt.reserved_bytes / GIB:.3g} GiB"
     )
 
 
@@ -207,7 +208,7 @@ def _finding(result: Result, attempts: Sequence[Attempt], end_s: float) -> str:
     odd = [f"{count} {OUTCOMES[name][1]}" for name, count in counts.items() if count and name != "finished"]
     tasks = len({attempt.task.index for attempt in attempts})
     gpus = _gpus(attempts)
-    what = device_word(result.devices[0].kind)
+    what = device_word(result.backend)
     where = f"{len(gpus):,} of {len(result.devices):,} {what}s" if len(result.devices) > 1 else f"one {what}"
     text = f"{plural(tasks, 'task')} on {where} in {seconds_text(end_s)}"
     if not odd:
@@ -236,7 +237,7 @@ def _crowd(result: Result, attempts: Sequence[Attempt], phases: Sequence[tuple[f
     return figure(
         spread_bands(times, running, BLUE, "tasks"),
         _finding(result, attempts, result.virtual_s) + f" (middle and spread over {count:,} GPUs)",
-        f"Running tasks per GPU; {result.provenance}",
+        f"Running tasks per GPU; {source(result.provenance)}",
         axis("time (s)", zeroline=False),
         axis("running tasks per GPU", rangemode="tozero"),
         shapes=shapes,

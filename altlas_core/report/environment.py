@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import altlas_core
 from altlas_core.config import Settings, to_dict
+from altlas_core.device_names import group_name
 from altlas_core.model import GIB, DeviceSpec
 
 _GIT_LIMIT_S = 10
@@ -28,6 +29,8 @@ class MachineLike(Protocol):
     def backend(self) -> str: ...
     @property
     def devices(self) -> tuple[DeviceSpec, ...]: ...
+    @property
+    def provenance(self) -> str: ...
     @property
     def driver_version(self) -> str | None: ...
 
@@ -58,7 +61,7 @@ def facts(machine: MachineLike) -> list[tuple[str, str]]:
         ("torch", _package_version("torch")),
         ("CPU cores", str(usable_cores())),
     ]
-    if machine.backend == "cuda":
+    if any(device.kind == "cuda" for device in machine.devices):
         found.append(("NVIDIA driver", machine.driver_version or "N/A"))
     found += [
         ("ALT_LAS GPU Test", altlas_version()),
@@ -73,9 +76,14 @@ def usable_cores() -> int:
 
 def device_lines(devices: Iterable[DeviceSpec]) -> list[str]:
     """ "8 × A100-SXM4-80GB, 80 GiB" per group of equal devices."""
-    keys = [(device.model or device.name, device.memory_total_bytes) for device in devices]
+    keys = [(group_name(device), device.memory_total_bytes) for device in devices]
     counted = [(key, sum(1 for _ in group)) for key, group in groupby(keys)]
     return [f"{count} × {name}, {memory / GIB:.4g} GiB" for (name, memory), count in counted]
+
+
+def backend_setting(machine: MachineLike) -> str:
+    """The gpu.backend that gives this machine again: devices of several kinds are for auto."""
+    return "auto" if machine.backend == "mixed" else machine.backend
 
 
 def device_specs(settings: Settings, machine: MachineLike) -> list[str]:
@@ -121,7 +129,7 @@ def command(request: Request, settings: Settings, machine: MachineLike, scenario
     words = ["altlas", "run", *scenarios]
     if request.config_path is not None:
         words += ["--config", str(request.config_path)]
-    words += ["--backend", machine.backend]
+    words += ["--backend", backend_setting(machine)]
     for entry in device_specs(settings, machine):
         words += ["--devices", entry]
     words += ["--seed", str(settings.seed)]

@@ -20,8 +20,8 @@ def all_checks(outcome: ScenarioOutcome) -> list[CheckResult]:
     return [*outcome.checks, CheckResult(RAN_TO_ITS_END, False, "a whole result", outcome.error)]
 
 
-def scenario_json(outcome: ScenarioOutcome, backend: str) -> dict[str, Any]:
-    """One entry of results.json's `scenarios`."""
+def scenario_json(outcome: ScenarioOutcome, provenance: str) -> dict[str, Any]:
+    """One entry of results.json's `scenarios`; `provenance` is the run's, for a scenario that left no result."""
     checks = [
         {"name": check.name, "passed": check.passed, "expected": check.expected, "observed": check.observed}
         for check in all_checks(outcome)
@@ -30,7 +30,7 @@ def scenario_json(outcome: ScenarioOutcome, backend: str) -> dict[str, Any]:
         "passed": outcome.passed,
         "wall_s": None if outcome.wall_s is None else round(outcome.wall_s, 3),
         "virtual_s": outcome.virtual_s,
-        "provenance": outcome.provenance or ("simulated" if backend == "simulated" else "measured"),
+        "provenance": outcome.provenance or provenance,
         "checks": checks,
         "metrics": outcome.metrics,
         "event_log_sha256": outcome.event_log_sha256,

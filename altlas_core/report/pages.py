@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 PROVENANCE_TEXT: Final = {
     "simulated": "Simulated: times, memory, temperature and power come from the GPU model, not from hardware.",
     "measured": "Measured: times and readings come from the devices named here.",
-    "mixed": "Mixed: partly measured on the devices named here, partly simulated; each figure says which.",
+    "mixed": "Measured and simulated: what real devices did is measured, what simulated GPUs did comes from the GPU "
+    "model. Sums and means over all GPUs are of both.",
 }
 VERDICTS: Final = {"passed": "Passed", "failed": "Failed", "broke": "Broke", "waiting": "Running"}
 KEY_METRICS: Final = 4
@@ -32,6 +33,7 @@ class RunView:
     started: datetime
     seed: int
     backend: str
+    provenance: str
     devices: Sequence[str]
     facts: Sequence[tuple[str, str]]
     settings: Sequence[tuple[str, str]]
@@ -62,16 +64,9 @@ class RunView:
         return [outcome for outcome in self.outcomes if outcome.status == "broke"]
 
     @property
-    def provenance(self) -> str:
-        kinds = {outcome.provenance for outcome in self.outcomes if outcome.provenance}
-        if len(kinds) == 1:
-            return str(next(iter(kinds)))
-        return "mixed" if kinds else ("simulated" if self.backend == "simulated" else "measured")
-
-    @property
     def clock_note(self) -> str:
         """How the run's seconds relate to real ones, in a sentence; empty where they are the same."""
-        if self.backend == "simulated":
+        if self.provenance == "simulated":
             if self.pace == 0:
                 return "Virtual time: waiting costs nothing."
             return f"Played at pace {self.pace:g}: {self.pace:g} simulated seconds per real second."

@@ -70,12 +70,12 @@ def notebook_parameters(
 ) -> dict[str, Any]:
     """What every scenario notebook is handed (see its cell tagged `parameters`).
 
-    The backend is the one that was found once for the whole run, so that all scenarios run on the same one.
+    The backend is the one that was found once for the whole run, so that all scenarios run on the same machine.
     """
     own = {"gpu.backend", "gpu.devices", "seed", "run.time_scale", "run.pace"}
     return {
         "config": None if request.config_path is None else str(request.config_path.resolve()),
-        "backend": machine.backend,
+        "backend": environment.backend_setting(machine),
         "devices": list(settings.gpu.devices) or None,
         "seed": settings.seed,
         "time_scale": settings.run.time_scale,
@@ -111,6 +111,7 @@ class _Suite:
             started=started,
             seed=settings.seed,
             backend=machine.backend,
+            provenance=machine.provenance,
             devices=environment.device_specs(settings, machine),
             facts=environment.facts(machine),
             settings=[(name, value_text(value)) for name, value in environment.changed_settings(settings).items()],
@@ -146,7 +147,7 @@ class _Suite:
 
     def _jobs(self) -> int:
         """Real devices are used by one scenario at a time: two would measure each other."""
-        side_by_side = self.machine.backend == "simulated" and self.settings.run.pace == 0
+        side_by_side = self.machine.provenance == "simulated" and self.settings.run.pace == 0
         return min(environment.usable_cores(), len(self.chosen)) if side_by_side else 1
 
     def _executions(self) -> Iterator[tuple[str, Execution]]:
@@ -210,7 +211,7 @@ class _Suite:
             "started_at": view.started.isoformat(timespec="seconds"),
             "wall_s": round(wall_s, 3),
             "passed": view.status == "passed",
-            "scenarios": {outcome.name: files.scenario_json(outcome, view.backend) for outcome in ended},
+            "scenarios": {outcome.name: files.scenario_json(outcome, view.provenance) for outcome in ended},
         }
 
     def _finish(self, interrupted: bool) -> RunOutcome:

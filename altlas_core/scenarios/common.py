@@ -19,7 +19,7 @@ from altlas_core.faults import Fault
 from altlas_core.kinds import KINDS
 from altlas_core.model import COMPLETED, Attempt, Check, DeviceSpec, Task
 from altlas_core.result import Result
-from altlas_core.scenarios import SCENARIOS
+from altlas_core.scenarios import SCENARIOS, memory
 from altlas_core.scenarios.measures import advice_for, all_completed, device_texts
 from altlas_core.strategies import USER_STRATEGIES
 from altlas_core.workloads import Workload
@@ -164,16 +164,22 @@ class Bench:
         self.name = name
         self.settings = settings
         self.machine = discover(settings)
-        self.real = self.machine.backend != "simulated"
+        self.real = self.machine.provenance != "simulated"  # some device is: the run is in real time
         self.scale = settings.run.time_scale if self.real else 1.0
         self.runs: dict[str, Result] = {}
         self.checks: list[Check] = []
         self.advice: dict[str, str] = {}
         self.phases: dict[str, list[Phase]] = {}
+        self.work_names: dict[tuple[int, int], str] = {}  # what (input_size, output_size) is called in tables
 
     @property
     def devices(self) -> tuple[DeviceSpec, ...]:
         return self.machine.devices
+
+    @property
+    def last_gpu_id(self) -> int:
+        """The last device; where some are real the last of these, so that what is made to fail there fails for real."""
+        return [spec.gpu_id for spec in self.devices if not (self.real and spec.simulated)][-1]
 
     @property
     def slack_s(self) -> float:
@@ -260,7 +266,12 @@ class Bench:
         """On real devices: the sampled outputs of every finished attempt against the float64 reference."""
         if not self.real:
             return
-        attempts = [a for result in self.runs.values() for a in result.log.attempts()]
+        attempts = [
+            attempt
+            for result in self.runs.values()
+            for attempt in result.log.attempts()
+            if not result.devices[attempt.gpu_id].simulated
+        ]
         compared = [a for a in attempts if a.outcome == "finished" and KINDS[a.task.spec.kind].kernel]
         if not any(KINDS[a.task.spec.kind].kernel for a in attempts):
             return  # a scenario that computes nothing
@@ -292,6 +303,10 @@ class Bench:
     ) -> ScenarioResult:
         self.check_results()
         self._check_invariants()
+        if used := memory.measured(self.runs.values()):  # on real devices
+            self.checks.append(memory.check_use(used))
+            metrics = {**metrics, **memory.use_metrics(used)}
+            tables = {**tables, "memory": memory.use_table(used, self.work_names)}
         if self.real:  # where a machine is slower than expected, one part still ran as the next began: figures mix
             metrics = {**metrics, "overlapping_parts": sum(_overlaps(parts) for parts in self.phases.values())}
         return ScenarioResult(
@@ -299,7 +314,7 @@ class Bench:
             SCENARIOS[self.name].title,
             self.settings,
             self.machine,
-            "measured" if self.real else "simulated",
+            self.machine.provenance,
             self.checks,
             dict(metrics),
             list(key_metrics),

@@ -10,6 +10,7 @@ from altlas_core.config_schema import MAX_SLOTS
 from altlas_core.model import COMPLETED
 from altlas_core.scenarios.common import EVEN, Bench, Phase, ScenarioResult
 from altlas_core.scenarios.measures import (
+    alike,
     jain_index,
     list_schedule,
     need_bytes,
@@ -110,7 +111,7 @@ def _judge(bench: Bench, phase: Phase) -> dict[str, Any]:
     counts = _counts(bench, phase)
     _check_cap(bench, phase, here)
     bound_s = _check_makespan(bench, phase, sum(usable_places(name, here)))
-    if name in EVEN and len({(spec.name, spec.memory_total_bytes) for spec in bench.devices}) == 1:
+    if name in EVEN and alike(bench.devices):
         spread = max(counts) - min(counts)
         allowed = 1 if not bench.slack_s else max(1, *here)
         bench.check(

@@ -74,7 +74,8 @@ def _check_identity(bench: Bench) -> None:
         f"{len(ids)} devices, ids {min(ids, default=0)} to {max(ids, default=0)}, {len(set(ids))} different",
     )
     for name, values in (("UUIDs", [s.uuid for s in specs]), ("PCI ids", [s.pci_id for s in specs])):
-        known = [value for value in values if value is not None]
+        # The parts of a device have its identity.
+        known = [(value, spec.part) for value, spec in zip(values, specs, strict=True) if value is not None]
         if known:
             bench.check(
                 f"{name} are unique", len(set(known)) == len(known), f"{len(known)}", f"{len(set(known))} different"
@@ -136,7 +137,7 @@ def _implausible(spec: DeviceSpec, sample: DeviceSample | None) -> Iterator[str]
         return
     limits: Sequence[tuple[str, float | None, float, str]] = (
         ("utilization", sample.utilization_pct, 100.0, "%"),
-        ("memory", sample.memory_used_bytes, float(spec.memory_total_bytes), "bytes"),
+        ("memory", sample.memory_used_bytes, float(spec.memory_total_bytes * spec.parts), "bytes"),
         ("temperature", sample.temperature_c, HOTTEST_PLAUSIBLE_C, "°C"),
         ("power", sample.power_w, POWER_MARGIN * (spec.power_limit_w or 10_000.0), "W"),
     )

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 from altlas_core.config import Settings
+from altlas_core.device_names import group_name
 from altlas_core.kinds import KINDS
 from altlas_core.model import COMPLETED, Attempt, DeviceSpec, Task, TaskSpec
 from altlas_core.strategies import STRATEGIES
@@ -101,6 +102,11 @@ def advice_for(tasks: Sequence[Task]) -> str:
     return "; ".join(WHAT_TO_DO[code] for code in codes if code in WHAT_TO_DO)
 
 
+def alike(devices: Sequence[DeviceSpec]) -> bool:
+    """Whether all are of one kind and size, so that the same work on each should take the same time."""
+    return len({(spec.kind, group_name(spec), spec.memory_total_bytes) for spec in devices}) == 1
+
+
 def all_completed(tasks: Sequence[Task]) -> tuple[bool, str]:
     """Whether all completed, and how many in words, with the first that did not."""
     done = sum(task.state == COMPLETED for task in tasks)
@@ -112,8 +118,8 @@ def all_completed(tasks: Sequence[Task]) -> tuple[bool, str]:
 
 
 def device_texts(devices: Sequence[DeviceSpec]) -> list[str]:
-    """["8x A100-SXM4-80GB"], ["2x CPU ..."]: equal neighbours together."""
-    groups = groupby(devices, key=lambda spec: spec.model or spec.name)
+    """["8x A100-SXM4-80GB"], ["2x CPU ..."], ["4x NVIDIA H200 (1/4)"]: equal neighbours together."""
+    groups = groupby(devices, key=group_name)
     return [f"{sum(1 for _ in group)}x {name}" for name, group in groups]
 
 

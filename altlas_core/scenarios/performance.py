@@ -13,6 +13,7 @@ from altlas_core.kinds import KINDS
 from altlas_core.model import GIB, Attempt, DeviceSpec, TaskSpec
 from altlas_core.scenarios.common import EVEN, Bench, Phase, ScenarioResult
 from altlas_core.scenarios.measures import (
+    alike,
     all_completed,
     list_schedule,
     need_bytes,
@@ -57,15 +58,21 @@ READINGS = (  # column of the telemetry, name and unit of the metric
 
 
 def run(settings: Settings) -> ScenarioResult:
-    """One run per model (alone, then each strategy with a full machine's load), one run per number of GPUs."""
+    """One run per model (alone, then each strategy with a full machine's load), one run per number of GPUs.
+
+    In a machine with devices of several kinds, alone means alone on the first of each kind.
+    """
     bench = Bench("performance", settings)
+    bench.work_names = {(case.input_size, case.output_size): case.name for case in settings.test.performance.scenarios}
     rows: list[dict[str, Any]] = []
     for case in settings.test.performance.scenarios:
         rows += [_measure(bench, case, phase) for phase in _model_phases(bench, case)]
     _check_rates(bench, rows)
     _check_readings(bench)
-    alone = {row["model"]: row for row in rows if row["load"] == ALONE}
-    scaling = _scaling(bench, alone)
+    alone = [row for row in rows if row["load"].startswith(ALONE)]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    rates = {model: min(row["iterations_per_s"] for row in alone if row["model"] == model) for model in models}
+    scaling = _scaling(bench, rates)
     _check_scaling(bench, scaling)
     best = max(rows, key=lambda row: row["achieved_tflops"])
     most = max(scaling, key=lambda row: (row["gpus"], row["efficiency_pct"]))
@@ -79,14 +86,14 @@ def run(settings: Settings) -> ScenarioResult:
         "scaling_efficiency_pct": most["efficiency_pct"],
         "models": {
             model: {row["load"]: {name: row[name] for name in ROW_METRICS} for row in rows if row["model"] == model}
-            for model in alone
+            for model in models
         },
         "scaling": _by_model(scaling, "speedup", "speedup_on_{gpus}"),
     }
     keys = ["fastest_load_tflops", "fastest_model_iterations_per_s", "scaling_gpus", "scaling_efficiency_pct"]
     tables = {
-        "alone": _speed_table(list(alone.values())),
-        "strategies": _speed_table([row for row in rows if row["load"] != ALONE]),
+        "alone": _speed_table(alone),
+        "strategies": _speed_table([row for row in rows if row not in alone]),
         "readings": _reading_table(rows),
         "scaling": _scaling_table(scaling),
     }
@@ -94,7 +101,7 @@ def run(settings: Settings) -> ScenarioResult:
     result.series = {
         "tflops": _by_model(rows, "achieved_tflops", "{load}"),
         "speedup": {
-            model: {row["gpus"]: row["speedup"] for row in scaling if row["model"] == model} for model in alone
+            model: {row["gpus"]: row["speedup"] for row in scaling if row["model"] == model} for model in models
         },
     }
     return result
@@ -121,18 +128,29 @@ def _load(bench: Bench, devices: int) -> int:
 
 
 def _model_phases(bench: Bench, case: ModelCase) -> list[Phase]:
-    """A task alone on GPU 0; then under each strategy as many tasks as the machine (eight GPUs of it) has slots."""
+    """A task alone on a GPU; then under each strategy as many tasks as the machine (eight GPUs of it) has slots."""
     here = places(bench.settings, bench.devices, need_bytes(**_size(case)))
-    first = next((gpu_id for gpu_id, count in enumerate(here) if count), 0)
     task = {**_size(case), "duration_s": case.duration}
     count = _load(bench, min(MOST_GPUS, len(bench.devices)))
-    groups: list[tuple[str, list[dict[str, Any]], float]] = [(ALONE, [{**task, "gpu_id": first}], case.duration)]
+    groups: list[tuple[str, list[dict[str, Any]], float]] = [
+        (label, [{**task, "gpu_id": gpu_id}], case.duration) for label, gpu_id in _alone(bench, here).items()
+    ]
     for name in strategies_of(bench.settings):
         expected_s = list_schedule([case.duration] * count, sum(usable_places(name, here)))
         groups.append((name, [{**task, "strategy": name}] * count, expected_s))
     phases = bench.run_phases(case.name, groups)
     bench.check_completed(f"{case.name}: all tasks complete", [task for phase in phases for task in phase.tasks])
     return phases
+
+
+def _alone(bench: Bench, here: Sequence[int]) -> dict[str, int]:
+    """Load -> the GPU it has to itself: of each kind of device the first with room; GPU 0 where none has."""
+    firsts: dict[str, int] = {}
+    for spec in bench.devices:
+        if here[spec.gpu_id]:
+            firsts.setdefault(spec.kind, spec.gpu_id)
+    first, *others = firsts.values() or [0]
+    return {ALONE: first, **{f"{ALONE} on GPU {gpu_id}": gpu_id for gpu_id in others}}
 
 
 def _measure(bench: Bench, case: ModelCase, phase: Phase) -> dict[str, Any]:
@@ -236,7 +254,7 @@ def _outside(bench: Bench, spec: DeviceSpec, rows: pd.DataFrame) -> Iterator[str
     hottest = bench.settings.gpu.detection.max_temperature if spec.simulated else 120.0
     limits = (
         ("utilization_pct", 0.0, 100.0),
-        ("memory_used_bytes", 0.0, float(spec.memory_total_bytes)),
+        ("memory_used_bytes", 0.0, float(spec.memory_total_bytes * spec.parts)),  # a part's worker is in it too
         ("temperature_c", 0.0, hottest),
         ("power_w", model.idle_w_or_estimate if model else 0.0, 1.05 * (spec.power_limit_w or math.inf)),
     )
@@ -249,11 +267,11 @@ def _outside(bench: Bench, spec: DeviceSpec, rows: pd.DataFrame) -> Iterator[str
 # --- scaling ------------------------------------------------------------------------------------------------------
 
 
-def _scaling(bench: Bench, alone: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def _scaling(bench: Bench, rates: dict[str, float]) -> list[dict[str, Any]]:
     """The same number of tasks with the same iterations on 1, 2, 4, ... GPUs of the machine (strong scaling).
 
-    Each task's iterations fill its share of `duration` at the rate its model had alone; so one GPU needs about
-    `duration` times the most GPUs.
+    Each task's iterations fill its share of `duration` at the rate its model had alone (on the slowest kind of device,
+    where there are several); so one such GPU needs about `duration` times the most GPUs.
     """
     cases = bench.settings.test.performance.scenarios
     counts = [count for count in GPU_COUNTS if count <= len(bench.devices)]
@@ -265,8 +283,7 @@ def _scaling(bench: Bench, alone: dict[str, dict[str, Any]]) -> list[dict[str, A
     for count in counts:
         groups = []
         for case in cases:
-            rate = alone[case.name]["iterations_per_s"]  # alone on its device, so of a whole device
-            iterations = max(1, round(rate * case.duration * bench.scale / slots))
+            iterations = max(1, round(rates[case.name] * case.duration * bench.scale / slots))
             record = {**_size(case), "iterations": iterations, "strategy": strategy}
             groups.append((case.name, [record] * tasks, case.duration * max(counts) / count))
         label = f"on_{count}_gpu{'s' if count > 1 else ''}"
@@ -316,8 +333,7 @@ def _divides_evenly(bench: Bench, count: int) -> bool:
     devices = bench.devices[:count]
     sizes = [need_bytes(**_size(case)) for case in bench.settings.test.performance.scenarios]
     room = min(min(places(bench.settings, devices, size)) for size in sizes)
-    same = len({(spec.name, spec.memory_total_bytes) for spec in devices}) == 1
-    return same and room >= _load(bench, 1) and bench.spreading_strategy() in EVEN
+    return alike(devices) and room >= _load(bench, 1) and bench.spreading_strategy() in EVEN
 
 
 # --- tables -------------------------------------------------------------------------------------------------------

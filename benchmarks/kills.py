@@ -1,0 +1,126 @@
+"""Ten thousand tasks on two CPU devices whose worker is killed after every hundred: what becomes of them.
+
+    python -m benchmarks.kills [--quick]
+
+No-ops, naps of no length and small products, four at a time on each device; SIGKILL to the worker of either device in
+turn. Every task must end in one final state, and every attempt that was started must be accounted for.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+from altlas_core.backends.torch_backend import TorchBackend
+from altlas_core.config import Settings, load_config
+from altlas_core.distributor import Distributor
+from altlas_core.drivers.clock import MonotonicClock
+from altlas_core.drivers.realtime import RealtimeDriver
+from altlas_core.event_log import EventLog
+from altlas_core.events import RANK_SUBMIT, Action, AttemptFinished, Fact, TaskSubmitted
+from altlas_core.intake import make_tasks
+from altlas_core.model import COMPLETED, FAILED, FINAL_STATES, Attempt, DeviceSpec, Task, TaskSpec
+from altlas_core.needs import MAX_CRASHES
+from benchmarks.timing import script
+
+DEVICES: Final = [DeviceSpec(i, "cpu", f"cpu:{i}", 2 << 30, index=i, cores=1) for i in range(2)]
+MIX: Final = (
+    TaskSpec(kind="noop"),
+    TaskSpec(kind="sleep", duration_s=0.0),
+    TaskSpec(iterations=1, input_size=64, output_size=64, batch=8),
+)
+
+
+class KillingLog(EventLog):
+    """An event log that, after every so many tasks that finished, kills the worker of either device in turn."""
+
+    def __init__(self, backend: TorchBackend, every: int) -> None:
+        super().__init__({})
+        self._backend = backend
+        self._every = every
+        self._finished = self._due = 0
+        self._next_gpu = 0
+        self._killed: set[int] = set()
+        self.starts: Counter[int] = Counter()  # by task, as ordered
+
+    @property
+    def kills(self) -> int:
+        return len(self._killed)
+
+    def action(self, now: float, action: Action) -> None:
+        super().action(now, action)
+        if type(action) is Attempt:
+            self.starts[action.task.index] += 1
+
+    def fact(self, now: float, fact: Fact) -> None:
+        super().fact(now, fact)
+        if type(fact) is AttemptFinished:
+            self._finished += 1
+            self._due += self._finished % self._every == 0
+        if self._due:
+            self._kill()
+
+    def _kill(self) -> None:
+        pid = self._backend.worker_pids()[self._next_gpu]
+        if pid is not None and pid not in self._killed:  # else it is being replaced: later
+            self._killed.add(pid)
+            self._due -= 1
+            self._next_gpu = 1 - self._next_gpu
+            os.kill(pid, signal.SIGKILL)
+
+
+def play(count: int, every: int, settings: Settings, spare_workers: int = 1) -> tuple[Sequence[Task], KillingLog]:
+    """`count` tasks, a worker killed after each `every` of them."""
+    gpu = settings.gpu
+    tasks = make_tasks([MIX[i % len(MIX)] for i in range(count)], gpu, len(DEVICES))
+    workload = gpu.workload
+    backend = TorchBackend(DEVICES, workload.max_concurrent_tasks_per_gpu, 42, workload.kill_grace, spare_workers)
+    log = KillingLog(backend, every)
+    driver = RealtimeDriver(
+        Distributor(gpu, DEVICES, 42),
+        backend,
+        clock=MonotonicClock(),
+        queue_processing_interval_s=workload.queue_processing_interval,
+        health_check_interval_s=gpu.detection.health_check_interval,
+        log=log,
+    )
+    driver.run([(0.0, RANK_SUBMIT, TaskSubmitted(task)) for task in tasks])
+    return tasks, log
+
+
+def account(tasks: Sequence[Task], log: KillingLog) -> dict[str, Any]:
+    """How tasks and attempts ended. Raises AssertionError where they do not add up."""
+    ended: dict[int, Counter[str]] = {task.index: Counter() for task in tasks}
+    for attempt in log.attempts():
+        assert attempt.ended_s is not None, f"attempt {attempt.number} of {attempt.task.task_id} never ended"
+        ended[attempt.task.index][attempt.outcome or "none"] += 1
+    for task in tasks:
+        outcomes = ended[task.index]
+        assert task.state in FINAL_STATES, f"{task.task_id} is {task.state}"
+        assert task.attempts == log.starts[task.index] == outcomes.total(), f"{task.task_id}: {outcomes}"
+        assert outcomes["worker_crashed"] == task.crashes
+        assert outcomes["finished"] == (task.state == COMPLETED)
+        assert task.state != FAILED or task.crashes == MAX_CRASHES, f"{task.task_id}: {task.error}"
+    outcomes = sum(ended.values(), Counter())
+    return {
+        "tasks": len(tasks),
+        "states": dict(Counter(task.state for task in tasks)),
+        "attempts": log.starts.total(),
+        "outcomes": dict(outcomes),
+        "kills": log.kills,
+    }
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    settings = load_config(environ={}, overrides={"gpu.selection.default_strategy": "least_loaded"})
+    begin = time.monotonic()
+    tasks, log = play(*((400, 100) if quick else (10_000, 100)), settings)
+    return {**account(tasks, log), "wall_s": time.monotonic() - begin}
+
+
+if __name__ == "__main__":
+    script(__doc__, measure)

@@ -1,0 +1,33 @@
+"""Functions that tasks of kind "call" run in tests: they start processes of their own, and hold the interpreter."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+
+def start_children(_task: Any, pids: str) -> None:
+    """Two child processes that nobody ends, one of them a fork with all that is open here; then wait for ever."""
+    program = subprocess.Popen(["sleep", "600"])
+    fork = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    fork.start()
+    text = Path(pids + ".part")
+    text.write_text(f"{program.pid} {fork.pid}")
+    text.rename(pids)
+    time.sleep(600)
+
+
+def hold_the_interpreter(_task: Any, seconds: int) -> None:
+    """No other thread of this process runs meanwhile."""
+    ctypes.PyDLL(None).sleep(seconds)
+
+
+def crash(_task: Any, how: str) -> None:
+    if how == "exit":
+        os._exit(3)
+    ctypes.string_at(0)

@@ -1,5 +1,7 @@
 """No-op tasks through distributor, real-time driver and worker processes, against concurrent.futures, in one run.
 
+Against Ray actors too where Ray is installed.
+
     python benchmarks/dispatch.py [--tasks 20000] [--rounds 5] [--json]
 
 Both sides have two worker processes, started and warm before anything is timed, and take turns. Throughput: all tasks
@@ -19,6 +21,8 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
+
+import ray_peer
 
 from altlas_core.backends.torch_backend import TorchBackend
 from altlas_core.config import load_config
@@ -110,13 +114,16 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
     backend = TorchBackend(DEVICES, SETTINGS.gpu.workload.max_concurrent_tasks_per_gpu, 42, 2.0)
     ours: list[float] = []
     theirs: list[float] = []
+    rays: list[float] = []
     try:
-        with ProcessPoolExecutor(WORKERS) as pool:
+        with ProcessPoolExecutor(WORKERS) as pool, ray_peer.actors(WORKERS) as actors:
             peer_throughput(pool, 200)
             our_throughput(backend, 200)
             for _ in range(rounds):
                 theirs.append(peer_throughput(pool, count))
                 ours.append(our_throughput(backend, count))
+                if actors:
+                    rays.append(ray_peer.throughput(actors, count))
             their_latencies = peer_latencies(pool, single)
             latencies = our_latencies(backend, single)  # serve() closes the backend
     finally:
@@ -127,6 +134,7 @@ def measure(count: int, rounds: int) -> dict[str, Any]:
         "rounds": rounds,
         "tasks_per_s": statistics.median(ours),
         "peer_tasks_per_s": statistics.median(theirs),
+        "ray_tasks_per_s": statistics.median(rays) if rays else None,
         "ratio": ratio,
         "ratio_min": min(a / b for a, b in zip(ours, theirs, strict=True)),
         "latency_p50_s": statistics.median(latencies),
@@ -149,6 +157,8 @@ def main(arguments: Sequence[str]) -> int:
     print(f"{'tasks/s':34}{found['tasks_per_s']:>14,.0f}{found['peer_tasks_per_s']:>22,.0f}")
     ours_us, theirs_us = found["latency_p50_s"] * 1e6, found["peer_latency_p50_s"] * 1e6
     print(f"{'one at a time, p50 (microseconds)':34}{ours_us:>14,.0f}{theirs_us:>22,.0f}")
+    rays = found["ray_tasks_per_s"]
+    print(f"{'tasks/s of Ray actors':34}{'not installed' if rays is None else f'{rays:,.0f}':>36}")
     print(f"ratio of tasks/s, paired: median {found['ratio']:.2f}, lowest {found['ratio_min']:.2f}")
     return 0
 

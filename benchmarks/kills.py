@@ -2,8 +2,8 @@
 
     python -m benchmarks.kills [--quick]
 
-No-ops, naps of no length and small products, four at a time on each device; SIGKILL to the worker of either device in
-turn. Every task must end in one final state, and every attempt that was started must be accounted for.
+No-ops, naps of no length and small products, four at a time on each device. Every task must end in one final state, and
+every attempt that was started must be accounted for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from altlas_core.backends.torch_backend import TorchBackend
@@ -36,20 +36,22 @@ MIX: Final = (
 
 
 class KillingLog(EventLog):
-    """An event log that, after every so many tasks that finished, kills the worker of either device in turn."""
+    """An event log that, after every so many tasks that finished, kills the worker of the last of them.
 
-    def __init__(self, backend: TorchBackend, every: int) -> None:
+    Only then are so many more submitted (`submit`), so that there is always something to lose, and no more of it: a
+    worker takes longer to start than hundreds of these tasks.
+    """
+
+    def __init__(self, backend: TorchBackend, tasks: Sequence[Task], every: int) -> None:
         super().__init__({})
-        self._backend = backend
-        self._every = every
-        self._finished = self._due = 0
-        self._next_gpu = 0
-        self._killed: set[int] = set()
+        self.kills = 0
         self.starts: Counter[int] = Counter()  # by task, as ordered
-
-    @property
-    def kills(self) -> int:
-        return len(self._killed)
+        self.submit: Callable[[Fact], None] = lambda _: None
+        self._backend = backend
+        self._tasks = tasks
+        self._every = every
+        self._finished = 0
+        self._killed: set[int] = set()
 
     def action(self, now: float, action: Action) -> None:
         super().action(now, action)
@@ -60,17 +62,19 @@ class KillingLog(EventLog):
         super().fact(now, fact)
         if type(fact) is AttemptFinished:
             self._finished += 1
-            self._due += self._finished % self._every == 0
-        if self._due:
-            self._kill()
+            if self._finished // self._every > self.kills:
+                self._kill(self._tasks[fact.task_index].gpu_id or 0)
 
-    def _kill(self) -> None:
-        pid = self._backend.worker_pids()[self._next_gpu]
-        if pid is not None and pid not in self._killed:  # else it is being replaced: later
-            self._killed.add(pid)
-            self._due -= 1
-            self._next_gpu = 1 - self._next_gpu
-            os.kill(pid, signal.SIGKILL)
+    def _kill(self, gpu_id: int) -> None:
+        pid = self._backend.worker_pids()[gpu_id]
+        if pid is None or pid in self._killed:  # its last words: the next to finish says who dies
+            return
+        self._killed.add(pid)
+        self.kills += 1
+        os.kill(pid, signal.SIGKILL)
+        begin = (self.kills + 1) * self._every
+        for task in self._tasks[begin : begin + self._every]:
+            self.submit(TaskSubmitted(task))
 
 
 def play(count: int, every: int, settings: Settings, spare_workers: int = 1) -> tuple[Sequence[Task], KillingLog]:
@@ -79,7 +83,7 @@ def play(count: int, every: int, settings: Settings, spare_workers: int = 1) -> 
     tasks = make_tasks([MIX[i % len(MIX)] for i in range(count)], gpu, len(DEVICES))
     workload = gpu.workload
     backend = TorchBackend(DEVICES, workload.max_concurrent_tasks_per_gpu, 42, workload.kill_grace, spare_workers)
-    log = KillingLog(backend, every)
+    log = KillingLog(backend, tasks, every)
     driver = RealtimeDriver(
         Distributor(gpu, DEVICES, 42),
         backend,
@@ -88,7 +92,8 @@ def play(count: int, every: int, settings: Settings, spare_workers: int = 1) -> 
         health_check_interval_s=gpu.detection.health_check_interval,
         log=log,
     )
-    driver.run([(0.0, RANK_SUBMIT, TaskSubmitted(task)) for task in tasks])
+    log.submit = driver.post
+    driver.run([(0.0, RANK_SUBMIT, TaskSubmitted(task)) for task in tasks[: 2 * every]])
     return tasks, log
 
 

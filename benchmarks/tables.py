@@ -80,6 +80,7 @@ def suite(found: Found) -> str:
 
 
 def dispatch(found: Found) -> str:
+    rays = found.get("ray_tasks_per_s")
     rows = [
         ("no-op tasks/s", f"{found['tasks_per_s']:,.0f}", f"{found['peer_tasks_per_s']:,.0f}"),
         (
@@ -87,6 +88,7 @@ def dispatch(found: Found) -> str:
             f"{found['latency_p50_s'] * 1e6:,.0f}",
             f"{found['peer_latency_p50_s'] * 1e6:,.0f}",
         ),
+        ("no-op tasks/s, Ray actors", "", "not installed" if rays is None else f"{rays:,.0f}"),
         ("tasks/s, ratio: median (lowest)", f"{found['ratio']:.2f} ({found['ratio_min']:.2f})", "1"),
     ]
     head = (f"{found['tasks']:,} no-op tasks, {found['rounds']} rounds", "altlas", "ProcessPoolExecutor")

@@ -11,6 +11,7 @@ from workers import SETTINGS, Recorder
 from altlas_core.backends import torch_channel as wire
 from altlas_core.backends.torch_channel import Channel, pair
 from altlas_core.backends.torch_lane import Lane
+from altlas_core.backends.torch_output import Output
 from altlas_core.backends.torch_process import WorkerProcess
 from altlas_core.backends.torch_restarts import LONGEST_DELAY_S, Restarts
 from altlas_core.backends.torch_supervisor import Supervisor
@@ -34,6 +35,7 @@ class MadeUp(WorkerProcess):
         self.imported = self.ready = self.killed = self.doomed = self.answers = False
         self.cause = self.pinged_s = None
         self.since_s = self.heard_s = now
+        self.output = Output()
         self.fate = ""
         self.immortal = False
 
@@ -59,7 +61,7 @@ class MadeUp(WorkerProcess):
         if not self.immortal:
             self.dies("signal 9 (SIGKILL)")
 
-    def reap(self, _wait_s: float) -> str:
+    def reap(self, _wait_s: float, _dying_s: float = 0.0) -> str:
         return self.cause or self.fate
 
     killed_by_others = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 from workers import DEVICES, GRACE_S, Bench, Recorder, gone, wait_for
@@ -143,10 +144,11 @@ def test_ways_to_die_are_told_apart(bench: Bench, how: str, cause: str) -> None:
 
 
 def test_a_task_that_keeps_its_worker_from_answering_is_found() -> None:
-    bench = Bench(DEVICES[:1], heartbeat_timeout_s=0.5)
+    bench = Bench([replace(DEVICES[0], gpu_id=5)], heartbeat_timeout_s=0.5)  # others of the pool are of another kind
     try:
-        attempt = bench.start(kind="call", call=Call("leaving:hold_the_interpreter", '{"seconds": 600}'))
-        assert bench.mail.next() == WorkerCrashed(0, ((attempt.task.index, 1),), "did not answer for 0.5 s")
+        call = Call("leaving:hold_the_interpreter", '{"seconds": 600}')
+        attempt = bench.start(gpu_id=5, kind="call", call=call)
+        assert bench.mail.next() == WorkerCrashed(5, ((attempt.task.index, 1),), "did not answer for 0.5 s")
     finally:
         bench.backend.close()
 

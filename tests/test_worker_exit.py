@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from workers import wait_for
 
 from altlas_core.backends.torch_exit import OutOfMemoryKills, describe_exit
+from altlas_core.backends.torch_output import MOST_BYTES, Output
 
 
 def test_an_exit_is_told_in_words() -> None:
@@ -14,6 +19,24 @@ def test_an_exit_is_told_in_words() -> None:
     assert describe_exit(-62, "") == "signal 62"
     assert describe_exit(3, "a\nImportError: no torch") == "exit status 3: ImportError: no torch"
     assert describe_exit(3, "") == "exit status 3"
+
+
+def test_of_what_a_worker_prints_the_end_is_kept_and_a_flood_is_forgotten() -> None:
+    output = Output()
+    subprocess.run(
+        ["sh", "-c", "echo first; echo the last words >&2"], stdout=output.fileno(), stderr=output.fileno(), check=True
+    )
+    output.trim()
+    assert output.tail() == "first\nthe last words"
+    flood = [sys.executable, "-c", f"import os; os.write(1, bytes({MOST_BYTES + 1})); input(); print('goes on')"]
+    with subprocess.Popen(flood, stdin=subprocess.PIPE, stdout=output.fileno()) as printing:
+        wait_for(lambda: os.fstat(output.fileno()).st_size > MOST_BYTES)
+        output.trim()
+        assert os.fstat(output.fileno()).st_size == 0
+        printing.communicate(b"\n")
+    assert output.tail() == "goes on"
+    output.close()
+    assert output.tail() == ""
 
 
 class Counts:

@@ -37,7 +37,7 @@ def children_of_a_task(bench: Bench, folder: Path, name: str = "pids") -> list[i
 def test_what_a_task_has_started_ends_with_its_worker_however_that_ends(tmp_path: Path) -> None:
     shared_memory = set(os.listdir("/dev/shm"))  # noqa: PTH208
     before = family()
-    bench = Bench(DEVICES[:1], spare_workers=1)
+    bench = Bench(DEVICES, spare_workers=1)
     try:
         mine = children_of_a_task(bench, tmp_path, "killed by us")
         bench.stop(bench.running)  # type: ignore[attr-defined]
@@ -48,6 +48,8 @@ def test_what_a_task_has_started_ends_with_its_worker_however_that_ends(tmp_path
         assert isinstance(bench.mail.next(), WorkerCrashed)  # although a child holds all that was open in the worker
         wait_for(lambda: all(map(gone, mine)))
         mine = children_of_a_task(bench, tmp_path, "closed")
+        for gpu_id in range(2):  # they do not hear that they should end
+            bench.start(gpu_id, kind="call", call=Call("leaving:hold_the_interpreter", '{"seconds": 600}'))
     finally:
         bench.backend.close()
     bench.backend.close()  # may be said twice

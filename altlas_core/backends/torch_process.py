@@ -6,19 +6,18 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from altlas_core.backends.cuda_visible import worker_environment
 from altlas_core.backends.torch_channel import ASSIGN, pair
 from altlas_core.backends.torch_exit import describe_exit
+from altlas_core.backends.torch_output import Output
 from altlas_core.model import DeviceSpec
 
-_TAIL_BYTES: Final = 4000
-_DYING_S: Final = 5.0  # what a process whose end is near usually takes at most
+DYING_S: Final = 5.0  # what a process whose end is near usually takes at most
 # They would have cuBLAS round fp32 to TF32 whatever the program asks for.
 _PRECISION_OVERRIDES: Final = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 _PACKAGE_ROOT: Final = str(Path(__file__).resolve().parents[2])
@@ -34,7 +33,7 @@ class WorkerProcess:
     """
 
     __slots__ = (
-        "_errors", "_popen", "cause", "channel", "doomed", "heard_s", "imported", "killed", "pinged_s", "ready",
+        "_popen", "cause", "channel", "doomed", "heard_s", "imported", "killed", "output", "pinged_s", "ready",
         "since_s",
     )  # fmt: skip
 
@@ -49,14 +48,14 @@ class WorkerProcess:
         self.since_s = now  # when it was started, then when it was given a device
         self.heard_s = now  # when it last said anything
         self.pinged_s: float | None = None  # when it was asked for an answer that has not come yet
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # has no name on disk: nothing is left behind
+        self.output = Output()
         program = [sys.executable, "-m", "altlas_core.backends.torch_worker", str(theirs.fileno()), str(os.getpid())]
         try:
             self._popen = subprocess.Popen(  # noqa: S603  # our own program
                 program,
                 stdin=subprocess.DEVNULL,
-                stdout=self._errors,
-                stderr=self._errors,
+                stdout=self.output.fileno(),
+                stderr=self.output.fileno(),
                 env=environment(cores),
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # Ctrl-C in the terminal reaches the driver alone, which then closes us
@@ -106,11 +105,11 @@ class WorkerProcess:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
-    def reap(self, wait_s: float) -> str:
-        """Wait up to `wait_s` for the end, then force it. Returns what it died of."""
+    def reap(self, wait_s: float, dying_s: float = DYING_S) -> str:
+        """Wait up to `wait_s` for the end, then force it and wait up to `dying_s`. Returns what it died of."""
         if not self._has_ended(wait_s):
             self._strike()
-            if not self._has_ended(_DYING_S if wait_s else 0.0):
+            if not self._has_ended(dying_s):
                 return f"process {self.pid} was killed but does not end: it is stuck in the kernel or the GPU driver"
         self._strike()  # what it had started; its number is nobody else's as long as it has not been waited for
         self._popen.wait()
@@ -135,17 +134,13 @@ class WorkerProcess:
         return self._popen.returncode == -signal.SIGKILL and self.cause is None and not self.doomed
 
     def release(self) -> None:
-        """Close channel and error file. After this the object is of no more use."""
+        """Close channel and output. After this the object is of no more use."""
         self.channel.close()
-        self._errors.close()
+        self.output.close()
 
     def tail(self) -> str:
         """The end of what the worker wrote to stderr and stdout."""
-        if self._errors.closed:
-            return ""
-        size = self._errors.seek(0, os.SEEK_END)
-        self._errors.seek(max(0, size - _TAIL_BYTES))
-        return self._errors.read().decode(errors="replace").strip()
+        return self.output.tail()
 
 
 def cores_of(spec: DeviceSpec) -> int:

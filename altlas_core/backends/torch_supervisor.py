@@ -16,7 +16,7 @@ from altlas_core.backends.torch_exit import OutOfMemoryKills
 from altlas_core.backends.torch_heartbeat import Heartbeat
 from altlas_core.backends.torch_keeper import Keeper
 from altlas_core.backends.torch_lane import Lane
-from altlas_core.backends.torch_process import WorkerProcess
+from altlas_core.backends.torch_process import DYING_S, WorkerProcess
 from altlas_core.backends.torch_restarts import Restarts
 
 _GOODBYE_S: Final = 1.0  # what an idle worker may take to end when asked
@@ -240,14 +240,15 @@ class Supervisor:
         surplus = len(self.free()) - len(self._waiting) - self._spare_workers
         for worker in self.free()[: max(0, surplus)]:
             worker.kill("not needed any more")
-            self._end(worker, 0.0)
+            self._end(worker, 0.0, DYING_S)
             worker.release()
 
     # --- ends -----------------------------------------------------------------------------------------------------
 
     def _bury(self, worker: WorkerProcess, now: float, stuck: bool = False) -> None:
         lane = self._lane_of[worker]
-        cause = self._end(worker, 0.0 if stuck else _GOODBYE_S)
+        wait_s, dying_s = (0.0, 0.0) if stuck else (_GOODBYE_S, DYING_S)
+        cause = self._end(worker, wait_s, dying_s)
         if worker.killed_by_others:
             cause += self._kills.remark()
         if lane is None:
@@ -257,12 +258,12 @@ class Supervisor:
         worker.release()
         self._staff(now)
 
-    def _end(self, worker: WorkerProcess, wait_s: float) -> str:
+    def _end(self, worker: WorkerProcess, wait_s: float, dying_s: float) -> str:
         """Forget a worker that ends. Returns what it died of."""
         del self._lane_of[worker]
         self._dying.pop(worker, None)
         self._selector.unregister(worker.channel)
-        cause = worker.reap(wait_s)
+        cause = worker.reap(wait_s, dying_s)
         self._keeper.forget(worker.pid)
         return cause
 
@@ -295,6 +296,7 @@ class Supervisor:
         if any(heartbeat.is_silent(worker, now) for worker in self._lane_of):
             self._read(self._selector.select(0), now)
         for worker, lane in list(self._lane_of.items()):
+            worker.output.trim()
             if worker.struck:
                 if now - self._dying.setdefault(worker, now) > _STUCK_S:
                     self._bury(worker, now, stuck=True)

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from altlas_core.backends.sampler_history import History
+from altlas_core.backends.sampling.history import History
 from altlas_core.distributor import Distributor
 from altlas_core.model import DeviceSample
 

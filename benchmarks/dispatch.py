@@ -24,7 +24,7 @@ from typing import Any
 
 import ray_peer
 
-from altlas_core.backends.torch_backend import TorchBackend
+from altlas_core.backends.supervision.backend import TorchBackend
 from altlas_core.config import load_config
 from altlas_core.distributor import Distributor
 from altlas_core.drivers.clock import MonotonicClock

@@ -106,7 +106,7 @@ print(json.dumps([card.name, str(card.uuid), [card.major, card.minor], card.tota
 def same_card(stand: Stand) -> Finding:
     if not stand.cuda:
         return Finding(None, "needs a CUDA device")
-    from altlas_core.backends.torch_process import assignment, environment
+    from altlas_core.backends.supervision.process import assignment, environment
 
     command = [sys.executable, "-c", _ASK_TORCH]
     env = environment(1) | assignment(stand.spec, 1, 0)["environment"]
@@ -166,7 +166,7 @@ def tf32_error(batch: int, size: int = 64) -> tuple[float, float]:
     """(error, bound) of a product whose factors were cut to the 10 bits of mantissa that TF32 keeps."""
     import torch
 
-    from altlas_core.backends.torch_reference import check_product
+    from altlas_core.backends.worker.reference import check_product
 
     pick = torch.Generator().manual_seed(42)
     x = torch.empty(batch, size).uniform_(-1, 1, generator=pick)

@@ -16,9 +16,9 @@ from gpu_stand import Finding, Stand, attempts_of, story, worker_pids
 
 from altlas_core.backends.discover import discover
 from altlas_core.backends.machine import Machine
-from altlas_core.backends.sampler import Sampler
-from altlas_core.backends.sampler_history import History
-from altlas_core.backends.sampler_sources import device_sources
+from altlas_core.backends.sampling.history import History
+from altlas_core.backends.sampling.sampler import Sampler
+from altlas_core.backends.sampling.sources import device_sources
 from altlas_core.config import load_config
 from altlas_core.model import COMPLETED, GIB, DeviceSample
 

@@ -86,7 +86,7 @@ def worker_pids() -> set[int]:
     found = set()
     for child in psutil.Process().children():
         try:
-            if "altlas_core.backends.torch_worker" in child.cmdline():
+            if "altlas_core.backends.worker.program" in child.cmdline():
                 found.add(child.pid)
         except psutil.Error:  # it has just ended
             continue

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from altlas_core.backends.torch_backend import TorchBackend
+from altlas_core.backends.supervision.backend import TorchBackend
 from altlas_core.config import Settings, load_config
 from altlas_core.distributor import Distributor
 from altlas_core.drivers.clock import MonotonicClock

@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from fake_nvml import FakeNvml, gpus, installed
 
-from altlas_core.backends.nvml import read_gpus
-from altlas_core.backends.sampler import BUDGET, INTERVAL_S, Sampler
-from altlas_core.backends.sampler_history import History
-from altlas_core.backends.sampler_sources import device_sources
+from altlas_core.backends.nvml.gpus import read_gpus
+from altlas_core.backends.sampling.history import History
+from altlas_core.backends.sampling.sampler import BUDGET, INTERVAL_S, Sampler
+from altlas_core.backends.sampling.sources import device_sources
 from altlas_core.model import GIB, DeviceSample, DeviceSpec
 from benchmarks.timing import script
 

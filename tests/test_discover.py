@@ -13,11 +13,11 @@ from fake_nvml import FakeGpu, FakeNvml, gpus, installed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altlas_core.backends import nvml_ask
 from altlas_core.backends.device_builders import capability_tuple
 from altlas_core.backends.discover import discover
 from altlas_core.backends.host import Host, torch_problem
 from altlas_core.backends.machine import Machine
+from altlas_core.backends.nvml import ask as nvml_ask
 from altlas_core.config import load_config
 from altlas_core.errors import DeviceError
 from altlas_core.gpu_model.catalog import CATALOG

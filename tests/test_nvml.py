@@ -9,9 +9,9 @@ import pynvml
 import pytest
 from fake_nvml import MIB, SUCCESS, FakeGpu, FakeNvml, gpus, installed
 
-from altlas_core.backends import nvml
 from altlas_core.backends.machine import GpuProcess, NvmlReport
-from altlas_core.backends.nvml_readings import THROTTLE_REASONS, reason_names
+from altlas_core.backends.nvml import gpus as nvml
+from altlas_core.backends.nvml.readings import THROTTLE_REASONS, reason_names
 
 LOST = pynvml.NVML_ERROR_GPU_IS_LOST
 PER_GPU = [
@@ -36,7 +36,7 @@ def read(library: FakeNvml | None) -> NvmlReport:
 
 
 def test_importing_the_module_loads_no_pynvml() -> None:
-    code = "import sys, altlas_core.backends.nvml, altlas_core.backends.discover; print('pynvml' in sys.modules)"
+    code = "import sys, altlas_core.backends.nvml.gpus, altlas_core.backends.discover; print('pynvml' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

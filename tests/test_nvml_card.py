@@ -11,12 +11,12 @@ import pynvml
 import pytest
 from fake_nvml import MIB, FakeGpu, FakeNvml, gpus, installed
 
-from altlas_core.backends import xids
-from altlas_core.backends.foreign import foreign_memory, foreign_utilization
 from altlas_core.backends.machine import GpuProcess
-from altlas_core.backends.nvml import read_gpus
-from altlas_core.backends.nvml_ask import GpuGoneError
-from altlas_core.backends.nvml_card import GpuCard
+from altlas_core.backends.nvml import xids
+from altlas_core.backends.nvml.ask import GpuGoneError
+from altlas_core.backends.nvml.card import GpuCard
+from altlas_core.backends.nvml.foreign import foreign_memory, foreign_utilization
+from altlas_core.backends.nvml.gpus import read_gpus
 from altlas_core.model import GIB, DeviceSample, DeviceSpec
 
 LOST = pynvml.NVML_ERROR_GPU_IS_LOST

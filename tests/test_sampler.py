@@ -14,11 +14,11 @@ from itertools import pairwise
 import pytest
 from fake_nvml import FakeNvml, gpus, installed
 
-from altlas_core.backends import sampler_sources
-from altlas_core.backends.nvml_ask import GpuGoneError
-from altlas_core.backends.sampler import BUDGET, STALE_S, Sampler, Source
-from altlas_core.backends.sampler_history import FIELDS, History
-from altlas_core.backends.sampler_sources import WorkerUsage, cpu_seconds, device_sources, family_size
+from altlas_core.backends.nvml.ask import GpuGoneError
+from altlas_core.backends.sampling import sources as sampler_sources
+from altlas_core.backends.sampling.history import FIELDS, History
+from altlas_core.backends.sampling.sampler import BUDGET, STALE_S, Sampler, Source
+from altlas_core.backends.sampling.sources import WorkerUsage, cpu_seconds, device_sources, family_size
 from altlas_core.model import GIB, DeviceSample, DeviceSpec
 
 FOREVER_S = 60.0  # for what must happen at once

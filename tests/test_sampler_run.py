@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 import altlas_core as altlas
-from altlas_core.backends import torch_backend, warm
-from altlas_core.backends.nvml_ask import GpuGoneError
-from altlas_core.backends.sampler import Source
-from altlas_core.backends.sampler_sources import device_sources
+from altlas_core.backends import warm
+from altlas_core.backends.nvml.ask import GpuGoneError
+from altlas_core.backends.sampling.sampler import Source
+from altlas_core.backends.sampling.sources import device_sources
+from altlas_core.backends.supervision import backend as backend_module
 from altlas_core.model import DeviceSample
 
 OVERRIDES = {
@@ -62,7 +63,7 @@ def gpu_0(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[DeviceSample],
                 Changed(source, change) if tuple(source.gpu_ids) == (0,) else source for source in device_sources(*args)
             ]
 
-        monkeypatch.setattr(torch_backend, "device_sources", sources)
+        monkeypatch.setattr(backend_module, "device_sources", sources)
 
     return becomes
 

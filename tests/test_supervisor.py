@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from workers import SETTINGS, Recorder
 
-from altlas_core.backends import torch_channel as wire
-from altlas_core.backends.torch_channel import Channel, pair
-from altlas_core.backends.torch_lane import Lane
-from altlas_core.backends.torch_output import Output
-from altlas_core.backends.torch_process import WorkerProcess
-from altlas_core.backends.torch_restarts import LONGEST_DELAY_S, Restarts
-from altlas_core.backends.torch_supervisor import Supervisor
+from altlas_core.backends.supervision.lane import Lane
+from altlas_core.backends.supervision.output import Output
+from altlas_core.backends.supervision.process import WorkerProcess
+from altlas_core.backends.supervision.restarts import LONGEST_DELAY_S, Restarts
+from altlas_core.backends.supervision.supervisor import Supervisor
+from altlas_core.backends.worker import channel as wire
+from altlas_core.backends.worker.channel import Channel, pair
 from altlas_core.events import AttemptFinished, AttemptStopped, DeviceLost, DeviceReturned, Fact, WorkerCrashed
 from altlas_core.intake import make_tasks
 from altlas_core.model import Attempt, DeviceSpec, TaskSpec

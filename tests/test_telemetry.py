@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from altlas_core.backends.sampler_history import FIELDS, History
+from altlas_core.backends.sampling.history import FIELDS, History
 from altlas_core.config import load_config
 from altlas_core.distributor import Distributor
 from altlas_core.model import GIB, DeviceSample, DeviceSpec

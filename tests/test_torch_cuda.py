@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from altlas_core.backends import torch_loop
-from altlas_core.backends.torch_device import WorkDevice
-from altlas_core.backends.torch_kinds import RUNNERS
-from altlas_core.backends.torch_order import Order
-from altlas_core.backends.torch_precision import Precision
+from altlas_core.backends.worker import loop
+from altlas_core.backends.worker.device import WorkDevice
+from altlas_core.backends.worker.kinds import RUNNERS
+from altlas_core.backends.worker.order import Order
+from altlas_core.backends.worker.precision import Precision
 
 
 class FakeStream:
@@ -135,7 +135,7 @@ def test_exactly_the_iterations_asked_for_are_put_on_the_tasks_stream(device: Wo
 
 
 def test_a_product_in_pieces_counts_fractions(device: WorkDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_loop, "CUDA_KERNEL_FLOP", 2.0 * 8 * 48 * 64)  # 64 of 256 columns
+    monkeypatch.setattr(loop, "CUDA_KERNEL_FLOP", 2.0 * 8 * 48 * 64)  # 64 of 256 columns
     done, detail = run(device, order(iterations=2.5))
     assert done == 2.5
     assert len(device.torch.products) == 10

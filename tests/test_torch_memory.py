@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from altlas_core.backends.process_memory import MIB, SLACK_BYTES, SLACK_PER_THREAD_BYTES, ProcessMemory
-from altlas_core.backends.torch_memory import (
+from altlas_core.backends.worker.memory import (
     CudaMemory,
     Meter,
     asked_bytes,
@@ -19,6 +18,7 @@ from altlas_core.backends.torch_memory import (
     gib,
     share_for_tasks,
 )
+from altlas_core.backends.worker.process_memory import MIB, SLACK_BYTES, SLACK_PER_THREAD_BYTES, ProcessMemory
 from altlas_core.model import GIB
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, sets RLIMIT_DATA")
@@ -337,8 +337,8 @@ def test_where_the_kernel_does_not_enforce_it_that_is_said(monkeypatch: pytest.M
 @linux
 def test_a_device_measures_its_tasks_and_survives_one_that_is_too_large() -> None:
     pytest.importorskip("torch")
-    from altlas_core.backends.torch_device import WorkDevice
-    from altlas_core.backends.torch_kinds import RUNNERS
+    from altlas_core.backends.worker.device import WorkDevice
+    from altlas_core.backends.worker.kinds import RUNNERS
     from altlas_core.model import TaskSpec
 
     device = WorkDevice("cpu", 1, 42, memory_bytes=256 * MIB)
@@ -365,7 +365,7 @@ def test_a_device_measures_its_tasks_and_survives_one_that_is_too_large() -> Non
 
 
 def work_order(spec: Any) -> Any:
-    from altlas_core.backends.torch_order import Order, pack
+    from altlas_core.backends.worker.order import Order, pack
     from altlas_core.config import load_config
     from altlas_core.intake import make_tasks
     from altlas_core.model import Attempt

@@ -22,7 +22,7 @@ LINEAR = {"iterations": 2, "input_size": 64, "output_size": 64, "batch": 8}
 def workers() -> set[int]:
     """The worker processes of this one."""
     children = psutil.Process().children()
-    return {child.pid for child in children if "altlas_core.backends.torch_worker" in child.cmdline()}
+    return {child.pid for child in children if "altlas_core.backends.worker.program" in child.cmdline()}
 
 
 def run(records: list[dict[str, Any]], *faults: Fault, devices: Any = CPUS, seed: int = 42, slots: int = 2) -> Any:

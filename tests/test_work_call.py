@@ -20,9 +20,9 @@ from altlas_core.rules import RefusedError
 
 torch = pytest.importorskip("torch")
 
-from altlas_core.backends.torch_call import run_call  # noqa: E402
-from altlas_core.backends.torch_device import WorkDevice  # noqa: E402
-from altlas_core.backends.torch_order import Order  # noqa: E402
+from altlas_core.backends.worker.call import run_call  # noqa: E402
+from altlas_core.backends.worker.device import WorkDevice  # noqa: E402
+from altlas_core.backends.worker.order import Order  # noqa: E402
 
 JOBS = """
 import json, torch

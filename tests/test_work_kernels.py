@@ -18,12 +18,12 @@ from altlas_core.kinds import KINDS
 
 torch = pytest.importorskip("torch")
 
-from altlas_core.backends import torch_loop  # noqa: E402
-from altlas_core.backends.torch_attention import _reference_row  # noqa: E402
-from altlas_core.backends.torch_device import Weight, WorkDevice  # noqa: E402
-from altlas_core.backends.torch_kinds import RUNNERS  # noqa: E402
-from altlas_core.backends.torch_order import Order  # noqa: E402
-from altlas_core.backends.torch_reference import Verdict, blocks, check_product, check_sum, worst_of  # noqa: E402
+from altlas_core.backends.worker import loop  # noqa: E402
+from altlas_core.backends.worker.attention import _reference_row  # noqa: E402
+from altlas_core.backends.worker.device import Weight, WorkDevice  # noqa: E402
+from altlas_core.backends.worker.kinds import RUNNERS  # noqa: E402
+from altlas_core.backends.worker.order import Order  # noqa: E402
+from altlas_core.backends.worker.reference import Verdict, blocks, check_product, check_sum, worst_of  # noqa: E402
 
 KERNELS = [name for name, kind in KINDS.items() if kind.kernel]
 ON_CPU = [(name, dtype) for name in KERNELS for dtype in KINDS[name].dtypes if dtype != "tf32"]
@@ -102,8 +102,8 @@ def test_a_part_of_an_iteration_counts_as_that_and_what_is_written_is_checked(
     asked = order(kind, iterations=share)
     pieces = 30
     flop = KINDS[kind].flops(asked) / pieces
-    monkeypatch.setitem(torch_loop.CPU_KERNEL_FLOP, "fp32", flop)
-    monkeypatch.setattr("altlas_core.backends.torch_transfer.CHUNK_BYTES", 4 * 96 * 4 // 10)
+    monkeypatch.setitem(loop.CPU_KERNEL_FLOP, "fp32", flop)
+    monkeypatch.setattr("altlas_core.backends.worker.transfer.CHUNK_BYTES", 4 * 96 * 4 // 10)
     done, detail = run(device, asked)
     assert share <= done <= share + 0.2
     assert detail["flops"] == done * KINDS[kind].flops(asked)
@@ -139,7 +139,7 @@ def test_tasks_of_all_kinds_and_formats_run_beside_each_other(device: WorkDevice
 
 
 def test_an_attention_too_large_for_a_piece_is_cut_by_sequences_then_heads_then_positions() -> None:
-    from altlas_core.backends.torch_attention import _parts, _units
+    from altlas_core.backends.worker.attention import _parts, _units
 
     asked = order("attention", batch=3, input_size=100, output_size=128)
     row_flop = 4 * 64 * 100
@@ -203,19 +203,19 @@ def test_idle_weights_make_room_for_what_running_tasks_reserve() -> None:
 
 
 def test_percentiles_come_from_a_bounded_sample() -> None:
-    timings = torch_loop.Timings(limit=64)
+    timings = loop.Timings(limit=64)
     for number in range(1, 10_001):
         timings.add(number / 10_000)
     assert timings.percentile(50) == pytest.approx(0.5, abs=0.03)
     assert timings.percentile(99) == pytest.approx(0.99, abs=0.03)
     assert len(timings._kept) < 64
-    at_once, one_by_one = torch_loop.Timings(limit=64), torch_loop.Timings(limit=64)
+    at_once, one_by_one = loop.Timings(limit=64), loop.Timings(limit=64)
     for number in range(300):  # bursts of iterations that took the same
         at_once.add(number, times=number % 9)
         for _ in range(number % 9):
             one_by_one.add(number)
     assert at_once._kept == one_by_one._kept
-    assert torch_loop.Timings().percentile(50) is None
+    assert loop.Timings().percentile(50) is None
 
 
 # --- what is wrong is found out ---------------------------------------------------------------------------------------
@@ -342,12 +342,12 @@ def test_the_reference_of_attention_is_softmax() -> None:
 
 @pytest.mark.parametrize("leg", ["to_device", "on_device", "to_host"])
 def test_a_copy_that_loses_a_byte_is_found_out(device: WorkDevice, monkeypatch: pytest.MonkeyPatch, leg: str) -> None:
-    from altlas_core.backends import torch_transfer
+    from altlas_core.backends.worker import transfer
 
-    class Leg(torch_transfer._Leg):
+    class Leg(transfer._Leg):
         def copy(self, source: Any, destination: Any) -> None:
             super().copy(source, destination)
-            if self is made[torch_transfer.LEGS.index(leg)]:
+            if self is made[transfer.LEGS.index(leg)]:
                 destination.view(torch.uint8)[-1] ^= 1
 
     made: list[Leg] = []
@@ -356,8 +356,8 @@ def test_a_copy_that_loses_a_byte_is_found_out(device: WorkDevice, monkeypatch: 
         made.append(Leg(device))
         return made[-1]
 
-    monkeypatch.setattr(torch_transfer, "CHUNK_BYTES", 4 * 4 * 96 // 3)
-    monkeypatch.setattr(torch_transfer, "_Leg", make)
+    monkeypatch.setattr(transfer, "CHUNK_BYTES", 4 * 4 * 96 // 3)
+    monkeypatch.setattr(transfer, "_Leg", make)
     _, detail = run(device, order("transfer", iterations=1))
     assert detail["reference_ok"] is False
     assert detail["max_rel_error"] >= 1

@@ -11,7 +11,7 @@ import pytest
 from workers import DEVICES, GRACE_S, Bench, Recorder, gone, wait_for
 
 import altlas_core as altlas
-from altlas_core.backends.torch_backend import TorchBackend
+from altlas_core.backends.supervision.backend import TorchBackend
 from altlas_core.errors import RunError
 from altlas_core.events import (
     AttemptFinished,

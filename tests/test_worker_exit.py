@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from workers import wait_for
 
-from altlas_core.backends.torch_exit import OutOfMemoryKills, describe_exit
-from altlas_core.backends.torch_output import MOST_BYTES, Output
+from altlas_core.backends.supervision.exit import OutOfMemoryKills, describe_exit
+from altlas_core.backends.supervision.output import MOST_BYTES, Output
 
 
 def test_an_exit_is_told_in_words() -> None:

@@ -61,7 +61,7 @@ def test_what_a_task_has_started_ends_with_its_worker_however_that_ends(tmp_path
 PARENT = """
     import json, sys, time
     from pathlib import Path
-    from altlas_core.backends.torch_backend import TorchBackend
+    from altlas_core.backends.supervision.backend import TorchBackend
     from altlas_core.config import load_config
     from altlas_core.intake import make_tasks
     from altlas_core.model import Attempt, Call, DeviceSpec, TaskSpec

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from altlas_core.backends.torch_backend import TorchBackend
+from altlas_core.backends.supervision.backend import TorchBackend
 from altlas_core.config import load_config
 from altlas_core.events import AttemptFailed, AttemptFinished, Fact
 from altlas_core.experiment import run

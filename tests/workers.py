@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from altlas_core.backends.torch_backend import TorchBackend
+from altlas_core.backends.supervision.backend import TorchBackend
 from altlas_core.config import load_config
 from altlas_core.events import Fact
 from altlas_core.intake import make_tasks

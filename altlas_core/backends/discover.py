@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from altlas_core.backends import nvml
 from altlas_core.backends.device_builders import (
     CudaGpus,
     choose_cuda,
@@ -18,6 +17,7 @@ from altlas_core.backends.device_builders import (
 )
 from altlas_core.backends.host import Host, read_host
 from altlas_core.backends.machine import Excluded, GpuReading, Machine, NvmlReport
+from altlas_core.backends.nvml import gpus as nvml
 from altlas_core.backends.topology import assumed_topology
 from altlas_core.config_schema import Settings
 from altlas_core.device_names import DeviceRequest, parse_devices

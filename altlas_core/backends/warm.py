@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from altlas_core.backends.torch_backend import TorchBackend
+    from altlas_core.backends.supervision.backend import TorchBackend
     from altlas_core.model import DeviceSpec
 
 
@@ -54,7 +54,7 @@ def torch_backend(
     heartbeat_timeout_s: float,
 ) -> TorchBackend:
     """A backend for one run: the kept one inside `keep`, else a new one."""
-    from altlas_core.backends.torch_backend import TorchBackend
+    from altlas_core.backends.supervision.backend import TorchBackend
 
     if _kept.backend is not None:
         _kept.backend.set_up(devices, slots, seed, kill_grace_s, spare_workers, heartbeat_timeout_s)

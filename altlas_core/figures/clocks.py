@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from altlas_core.backends.xids import words
+from altlas_core.backends.nvml.xids import words
 from altlas_core.figures.style import (
     BLUE,
     MANY_GPUS,

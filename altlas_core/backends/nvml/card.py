@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
-from altlas_core.backends import nvml_readings as tell
-from altlas_core.backends.foreign import foreign_memory, foreign_utilization
 from altlas_core.backends.machine import GpuProcess
-from altlas_core.backends.nvml_ask import Gpu, GpuGoneError, NvmlError, close_nvml, gpu_at, open_nvml
-from altlas_core.backends.nvml_events import XidWatch
-from altlas_core.backends.xids import FALLEN_OFF_THE_BUS, problem_of
+from altlas_core.backends.nvml import readings as tell
+from altlas_core.backends.nvml.ask import Gpu, GpuGoneError, NvmlError, close_nvml, gpu_at, open_nvml
+from altlas_core.backends.nvml.events import XidWatch
+from altlas_core.backends.nvml.foreign import foreign_memory, foreign_utilization
+from altlas_core.backends.nvml.xids import FALLEN_OFF_THE_BUS, problem_of
 from altlas_core.model import DeviceSample, DeviceSpec
 
 _UNKNOWN = ("NOT_FOUND", "INVALID_ARGUMENT")  # what NVML says of a UUID or index that it does not know

@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from altlas_core.backends.torch_attention import run_attention
-from altlas_core.backends.torch_call import run_call
-from altlas_core.backends.torch_device import WorkDevice
-from altlas_core.backends.torch_linear import run_linear, run_mlp
-from altlas_core.backends.torch_order import Order
-from altlas_core.backends.torch_transfer import run_transfer
+from altlas_core.backends.worker.attention import run_attention
+from altlas_core.backends.worker.call import run_call
+from altlas_core.backends.worker.device import WorkDevice
+from altlas_core.backends.worker.linear import run_linear, run_mlp
+from altlas_core.backends.worker.order import Order
+from altlas_core.backends.worker.transfer import run_transfer
 
 Done = tuple[float, dict[str, Any] | None]  # iterations, detail
 

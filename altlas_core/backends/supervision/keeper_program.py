@@ -1,4 +1,4 @@
-"""The program of torch_keeper: it reads numbers of process groups ("-N" takes N back), and kills them at the end."""
+"""The program of keeper.py: it reads numbers of process groups ("-N" takes N back), and kills them at the end."""
 
 from __future__ import annotations
 

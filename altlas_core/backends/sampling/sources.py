@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from altlas_core.backends.nvml_card import GpuCard
-from altlas_core.backends.sampler import Source
+from altlas_core.backends.nvml.card import GpuCard
+from altlas_core.backends.sampling.sampler import Source
 from altlas_core.model import DeviceSample, DeviceSpec
 
 

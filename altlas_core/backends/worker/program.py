@@ -1,4 +1,4 @@
-"""The worker process of one device: `python -m altlas_core.backends.torch_worker FD PARENT`, started by torch_process.
+"""The worker process of one device: `python -m altlas_core.backends.worker.program FD PARENT`.
 
 It imports torch, says so, and waits to be given a device; how long that takes is why some are started before they are
 needed. Then it takes start and stop orders from its channel, runs up to `slots` tasks at a time in threads, and
@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from altlas_core.backends.torch_channel import (
+from altlas_core.backends.worker.channel import (
     ASSIGN,
     FAILED,
     FINISHED,
@@ -36,10 +36,10 @@ from altlas_core.backends.torch_channel import (
     STOPPED,
     Channel,
 )
-from altlas_core.backends.torch_device import WorkDevice
-from altlas_core.backends.torch_kinds import RUNNERS
-from altlas_core.backends.torch_memory import Usage
-from altlas_core.backends.torch_order import Order
+from altlas_core.backends.worker.device import WorkDevice
+from altlas_core.backends.worker.kinds import RUNNERS
+from altlas_core.backends.worker.memory import Usage
+from altlas_core.backends.worker.order import Order
 
 Key = tuple[int, int]  # task index, attempt number
 _PR_SET_PDEATHSIG: Final = 1

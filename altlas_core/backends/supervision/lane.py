@@ -10,10 +10,10 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from altlas_core.backends import torch_channel as wire
-from altlas_core.backends import torch_order
-from altlas_core.backends.torch_process import WorkerProcess, assignment
-from altlas_core.backends.torch_restarts import Restarts
+from altlas_core.backends.supervision.process import WorkerProcess, assignment
+from altlas_core.backends.supervision.restarts import Restarts
+from altlas_core.backends.worker import channel as wire
+from altlas_core.backends.worker import order as wire_order
 from altlas_core.events import (
     AttemptFailed,
     AttemptFinished,
@@ -85,7 +85,7 @@ class Lane:
     def start(self, attempt: Attempt) -> bool:
         """Take an order; False if the device is lost: DeviceLost is on its way, and speaks for this attempt too."""
         key = (attempt.task.index, attempt.number)
-        order = (wire.START, *key, *torch_order.pack(attempt))
+        order = (wire.START, *key, *wire_order.pack(attempt))
         with self.lock:
             if self.lost:
                 return False

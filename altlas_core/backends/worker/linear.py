@@ -8,11 +8,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from altlas_core.backends.torch_device import Weight, WorkDevice
-from altlas_core.backends.torch_loop import Job, most_flop
-from altlas_core.backends.torch_order import Order
-from altlas_core.backends.torch_reference import Verdict, check_product, check_sum, worst_of
-from altlas_core.backends.torch_work import run_kernel
+from altlas_core.backends.worker.device import Weight, WorkDevice
+from altlas_core.backends.worker.loop import Job, most_flop
+from altlas_core.backends.worker.order import Order
+from altlas_core.backends.worker.reference import Verdict, check_product, check_sum, worst_of
+from altlas_core.backends.worker.results import run_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor

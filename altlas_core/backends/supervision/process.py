@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from altlas_core.backends.cuda_visible import worker_environment
-from altlas_core.backends.torch_channel import ASSIGN, pair
-from altlas_core.backends.torch_exit import describe_exit
-from altlas_core.backends.torch_output import Output
+from altlas_core.backends.supervision.exit import describe_exit
+from altlas_core.backends.supervision.output import Output
+from altlas_core.backends.worker.channel import ASSIGN, pair
 from altlas_core.model import DeviceSpec
 
 DYING_S: Final = 5.0  # what a process whose end is near usually takes at most
 # They would have cuBLAS round fp32 to TF32 whatever the program asks for.
 _PRECISION_OVERRIDES: Final = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
-_PACKAGE_ROOT: Final = str(Path(__file__).resolve().parents[2])
+_PACKAGE_ROOT: Final = str(Path(__file__).resolve().parents[3])
 
 
 class WorkerProcess:
@@ -49,7 +49,7 @@ class WorkerProcess:
         self.heard_s = now  # when it last said anything
         self.pinged_s: float | None = None  # when it was asked for an answer that has not come yet
         self.output = Output()
-        program = [sys.executable, "-m", "altlas_core.backends.torch_worker", str(theirs.fileno()), str(os.getpid())]
+        program = [sys.executable, "-m", "altlas_core.backends.worker.program", str(theirs.fileno()), str(os.getpid())]
         try:
             self._popen = subprocess.Popen(  # noqa: S603  # our own program
                 program,
@@ -149,7 +149,7 @@ def cores_of(spec: DeviceSpec) -> int:
 
 
 def assignment(spec: DeviceSpec, slots: int, seed: int) -> dict[str, Any]:
-    """What a worker must know of its device, as torch_worker.Assignment reads it."""
+    """What a worker must know of its device, as worker.program.Assignment reads it."""
     return {
         "kind": spec.kind,
         "cores": cores_of(spec),

@@ -25,8 +25,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
 
-from altlas_core.backends.nvml_ask import GpuGoneError
-from altlas_core.backends.sampler_history import History
+from altlas_core.backends.nvml.ask import GpuGoneError
+from altlas_core.backends.sampling.history import History
 from altlas_core.model import DeviceSample
 
 INTERVAL_S: Final = 0.1

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from altlas_core.backends.torch_device import WorkDevice
-from altlas_core.backends.torch_loop import Job
-from altlas_core.backends.torch_order import Order
-from altlas_core.backends.torch_reference import cut
-from altlas_core.backends.torch_work import run_kernel
+from altlas_core.backends.worker.device import WorkDevice
+from altlas_core.backends.worker.loop import Job
+from altlas_core.backends.worker.order import Order
+from altlas_core.backends.worker.reference import cut
+from altlas_core.backends.worker.results import run_kernel
 from altlas_core.kinds import CHUNK_BYTES, DTYPE_BYTES
 
 if TYPE_CHECKING:

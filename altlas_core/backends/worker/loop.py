@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from altlas_core.backends.torch_device import WorkDevice
+from altlas_core.backends.worker.device import WorkDevice
 
 # The largest piece of work that is put on a device at once, in FLOP: a stop is seen between pieces. On CPU about 50 ms
 # on one core of today, also of one that has no instructions for the format and converts element by element.

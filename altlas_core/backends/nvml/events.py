@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any, Final
 
-from altlas_core.backends.nvml_ask import Gpu, NvmlError, ask
+from altlas_core.backends.nvml.ask import Gpu, NvmlError, ask
 
 _XID_CRITICAL_ERROR: Final = 0x8  # nvmlEventTypeXidCriticalError
 _MOST_AT_A_TIME: Final = 64  # a GPU that breaks may report without end

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from altlas_core.backends.torch_device import WorkDevice
-from altlas_core.backends.torch_loop import Job, Progress, run_loop
-from altlas_core.backends.torch_order import Order
+from altlas_core.backends.worker.device import WorkDevice
+from altlas_core.backends.worker.loop import Job, Progress, run_loop
+from altlas_core.backends.worker.order import Order
 from altlas_core.kinds import KINDS
 
 

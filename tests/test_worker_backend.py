@@ -12,9 +12,9 @@ from dataclasses import replace
 import pytest
 from workers import DEVICES, PATIENCE_S, Bench, wait_for
 
-from altlas_core.backends.torch_channel import Channel, pair
-from altlas_core.backends.torch_exit import describe_exit
-from altlas_core.backends.torch_process import assignment, environment
+from altlas_core.backends.supervision.exit import describe_exit
+from altlas_core.backends.supervision.process import assignment, environment
+from altlas_core.backends.worker.channel import Channel, pair
 from altlas_core.errors import DeviceError
 from altlas_core.events import AttemptFailed, AttemptFinished, AttemptStopped
 from altlas_core.faults import Fault
@@ -73,7 +73,7 @@ def test_several_tasks_run_at_a_time_on_one_device(bench: Bench) -> None:
 def test_kernels_of_several_tasks_take_turns() -> None:
     from threading import Thread
 
-    from altlas_core.backends.torch_device import Turnstile
+    from altlas_core.backends.worker.device import Turnstile
 
     turns, order, line = Turnstile(), [], []
     with turns:
@@ -113,7 +113,7 @@ def test_too_little_memory_is_reported_and_the_worker_stays_usable(bench: Bench)
 
 def test_every_way_torch_says_that_memory_is_short_is_known() -> None:
     torch = pytest.importorskip("torch")
-    from altlas_core.backends.torch_device import WorkDevice
+    from altlas_core.backends.worker.device import WorkDevice
 
     device = WorkDevice("cpu", 1, 42, memory_bytes=1 << 20)
     cublas = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
@@ -126,9 +126,9 @@ def test_every_way_torch_says_that_memory_is_short_is_known() -> None:
 
 BROKEN_CONTEXT = """
     import socket, sys
-    from altlas_core.backends import torch_worker
-    from altlas_core.backends.torch_channel import START, Channel, pair
-    from altlas_core.backends.torch_device import WorkDevice
+    from altlas_core.backends.worker import program as torch_worker
+    from altlas_core.backends.worker.channel import START, Channel, pair
+    from altlas_core.backends.worker.device import WorkDevice
 
     class Broken(WorkDevice):
         def broken(self):  # as a CUDA device after an illegal memory access
@@ -191,7 +191,7 @@ def test_a_worker_sees_its_own_gpu_only_and_no_more_threads_than_cores(monkeypat
 
 DEVICE_TAKEN = """
     import json, os, sys, threading
-    from altlas_core.backends.torch_worker import Assignment, take_device
+    from altlas_core.backends.worker.program import Assignment, take_device
     import torch  # before the device is known, as in a spare worker
 
     cores = int(sys.argv[1])

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
-from altlas_core.backends.torch_device import WorkDevice
-from altlas_core.backends.torch_order import Order
-from altlas_core.backends.torch_work import rates
+from altlas_core.backends.worker.device import WorkDevice
+from altlas_core.backends.worker.order import Order
+from altlas_core.backends.worker.results import rates
 from altlas_core.calls import find, plain
 from altlas_core.kinds import DTYPE_BYTES
 from altlas_core.rules import RefusedError, shown

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from altlas_core.backends.torch_device import Weight
+    from altlas_core.backends.worker.device import Weight
 
 SAMPLES: Final = 16
 FP32_ROUNDOFF: Final = 2.0**-24

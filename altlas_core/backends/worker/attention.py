@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from altlas_core.backends.torch_device import WorkDevice
-from altlas_core.backends.torch_loop import Job, most_flop
-from altlas_core.backends.torch_order import Order
-from altlas_core.backends.torch_reference import (
+from altlas_core.backends.worker.device import WorkDevice
+from altlas_core.backends.worker.loop import Job, most_flop
+from altlas_core.backends.worker.order import Order
+from altlas_core.backends.worker.reference import (
     FP32_ROUNDOFF,
     RESULT_ROUNDOFF,
     Verdict,
@@ -23,7 +23,7 @@ from altlas_core.backends.torch_reference import (
     finite_or_inf,
     sum_bound,
 )
-from altlas_core.backends.torch_work import run_kernel
+from altlas_core.backends.worker.results import run_kernel
 from altlas_core.kinds import HEAD_WIDTH
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ _FIELDS: Final = {
 
 
 class ProcessMemory:
-    """Implements torch_memory.Memory for a CPU device.
+    """Implements memory.Memory for a CPU device.
 
     `problem`: why the budget is not enforced, in words; None where it is. `measurable`: whether peaks can be read.
     """

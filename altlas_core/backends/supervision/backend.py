@@ -16,13 +16,13 @@ from dataclasses import replace
 from typing import Any, Final
 
 from altlas_core.backends.base import Mailbox
-from altlas_core.backends.sampler import Sampler
-from altlas_core.backends.sampler_history import History
-from altlas_core.backends.sampler_sources import device_sources
-from altlas_core.backends.torch_keeper import Keeper
-from altlas_core.backends.torch_lane import Lane
-from altlas_core.backends.torch_process import WorkerProcess, cores_of
-from altlas_core.backends.torch_supervisor import Supervisor
+from altlas_core.backends.sampling.history import History
+from altlas_core.backends.sampling.sampler import Sampler
+from altlas_core.backends.sampling.sources import device_sources
+from altlas_core.backends.supervision.keeper import Keeper
+from altlas_core.backends.supervision.lane import Lane
+from altlas_core.backends.supervision.process import WorkerProcess, cores_of
+from altlas_core.backends.supervision.supervisor import Supervisor
 from altlas_core.errors import DeviceError, RunError
 from altlas_core.events import DeviceSampled, Fact
 from altlas_core.faults import Fault

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from altlas_core.backends.torch_process import WorkerProcess
+from altlas_core.backends.supervision.process import WorkerProcess
 
 _PINGS: Final = 4  # in one timeout
 

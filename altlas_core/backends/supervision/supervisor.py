@@ -11,13 +11,13 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Final
 
-from altlas_core.backends import torch_channel as wire
-from altlas_core.backends.torch_exit import OutOfMemoryKills
-from altlas_core.backends.torch_heartbeat import Heartbeat
-from altlas_core.backends.torch_keeper import Keeper
-from altlas_core.backends.torch_lane import Lane
-from altlas_core.backends.torch_process import DYING_S, WorkerProcess
-from altlas_core.backends.torch_restarts import Restarts
+from altlas_core.backends.supervision.exit import OutOfMemoryKills
+from altlas_core.backends.supervision.heartbeat import Heartbeat
+from altlas_core.backends.supervision.keeper import Keeper
+from altlas_core.backends.supervision.lane import Lane
+from altlas_core.backends.supervision.process import DYING_S, WorkerProcess
+from altlas_core.backends.supervision.restarts import Restarts
+from altlas_core.backends.worker import channel as wire
 
 _GOODBYE_S: Final = 1.0  # what an idle worker may take to end when asked
 _START_CHECK_S: Final = 1.0  # how often starting workers are looked at

@@ -16,10 +16,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from altlas_core.backends.process_memory import ProcessMemory
-from altlas_core.backends.torch_memory import CudaMemory, Memory, Meter, Usage, explain_shortage
-from altlas_core.backends.torch_order import Order
-from altlas_core.backends.torch_precision import Precision
+from altlas_core.backends.worker.memory import CudaMemory, Memory, Meter, Usage, explain_shortage
+from altlas_core.backends.worker.order import Order
+from altlas_core.backends.worker.precision import Precision
+from altlas_core.backends.worker.process_memory import ProcessMemory
 
 if TYPE_CHECKING:
     from torch import Tensor

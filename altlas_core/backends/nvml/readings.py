@@ -10,7 +10,7 @@ import time
 from typing import Any, Final
 
 from altlas_core.backends.machine import GpuProcess
-from altlas_core.backends.nvml_ask import Gpu, NvmlError, constant
+from altlas_core.backends.nvml.ask import Gpu, NvmlError, constant
 
 _UTILIZATION_WINDOW_US: Final = 2_000_000  # the driver renews per-process figures about once a second
 

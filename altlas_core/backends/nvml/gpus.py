@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from altlas_core.backends import nvml_readings as tell
 from altlas_core.backends.machine import Excluded, GpuReading, NvmlReport
-from altlas_core.backends.nvml_ask import Gpu, GpuGoneError, NvmlError, ask, close_nvml, gpu_at, open_nvml
+from altlas_core.backends.nvml import readings as tell
+from altlas_core.backends.nvml.ask import Gpu, GpuGoneError, NvmlError, ask, close_nvml, gpu_at, open_nvml
 
 _LOOKED: Final = "Looked for NVIDIA GPUs: "
 _FALLBACK: Final = "; without a GPU, use --backend simulated or --backend cpu."

@@ -12,8 +12,8 @@ import struct
 from collections import deque
 from typing import Any, Final
 
-# Orders, to a worker: (ASSIGN, -1, -1, {what torch_worker.Assignment names}): this is your device, once;
-# (START, task_index, attempt, *fields of torch_order.Order), (STOP, task_index, attempt);
+# Orders, to a worker: (ASSIGN, -1, -1, {what worker.program.Assignment names}): this is your device, once;
+# (START, task_index, attempt, *fields of order.Order), (STOP, task_index, attempt);
 # (RENEW, -1, -1, slots, seed, memory_bytes): another run begins, with nothing running;
 # (PING, -1, -1): do you still answer?
 # Times are seconds, None where not asked for.

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+def _flops(attempt: Attempt) -> float:
+    """Of the whole attempt: by the formula of its kind; what a user's own function did, only that can tell."""
+    spec = attempt.task.spec
+    if spec.call is not None:
+        return float((attempt.detail or {}).get("flops", 0.0))
+    return KINDS[spec.kind].flops(spec) * attempt.iterations
+
+
 @dataclass(eq=False)
 class Result:
     """One run. `virtual_s` is its length on its own clock (virtual or real).
@@ -77,7 +85,7 @@ class Result:
         import pandas as pd
 
         attempts = self.log.attempts()
-        flops = [KINDS[a.task.spec.kind].flops(a.task.spec) * a.iterations for a in attempts]
+        flops = [_flops(attempt) for attempt in attempts]
         return pd.DataFrame(
             {
                 "task_id": [a.task.task_id for a in attempts],

@@ -15,7 +15,7 @@ def worker_environment(spec: DeviceSpec) -> dict[str, str]:
     """Environment that makes a worker process see the GPU of `spec` and no other, as cuda:0.
 
     A UUID, where it was readable, cannot be mistaken whatever the order of devices or a lost one among them.
-    Set it before torch is imported in the worker.
+    Set it before CUDA is first used in the worker.
     """
     return {**DEVICE_ORDER, "CUDA_VISIBLE_DEVICES": spec.uuid if spec.uuid is not None else str(spec.index)}
 

@@ -318,7 +318,7 @@ class Distributor:
                 continue
             task.crashes += fact.blamed
             if task.crashes >= MAX_CRASHES:
-                text = f"its worker crashed {task.crashes} times, the last time with {fact.error}"
+                text = f"its worker crashed {task.crashes} times, the last time: {fact.error}"
                 self._finish(now, task, FAILED, "worker_crashed", text)
             else:
                 self._requeue(now, task)

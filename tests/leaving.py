@@ -1,4 +1,4 @@
-"""Functions that tasks of kind "call" run in tests: they start processes of their own, and hold the interpreter."""
+"""Functions that tasks of kind "call" run in tests: they start processes, share memory, hold the interpreter."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import multiprocessing
 import os
 import subprocess
 import time
+from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Any
 
 
 def start_children(_task: Any, pids: str) -> None:
-    """Two child processes that nobody ends, one of them a fork with all that is open here; then wait for ever."""
+    """Shared memory, and two child processes that nobody ends, one a fork with all that is open here; then wait."""
+    shared = shared_memory.SharedMemory(create=True, size=4096)
     program = subprocess.Popen(["sleep", "600"])
     fork = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
     fork.start()
@@ -20,6 +22,7 @@ def start_children(_task: Any, pids: str) -> None:
     text.write_text(f"{program.pid} {fork.pid}")
     text.rename(pids)
     time.sleep(600)
+    shared.unlink()
 
 
 def hold_the_interpreter(_task: Any, seconds: int) -> None:

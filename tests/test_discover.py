@@ -298,6 +298,11 @@ def test_each_cpu_device_has_cores_of_its_own_while_there_are_enough() -> None:
     assert [spec.cpu_ids for spec in find("cpu:1", host=host).devices] == [(0, 1, 2, 4, 5)]
 
 
+def test_more_cpu_devices_than_the_memory_allows_are_refused() -> None:
+    with pytest.raises(DeviceError, match=r"40 CPU devices would have 0\.2 GiB each .* allowed here: at most 32\."):
+        find("cpu:40", host=Host(64, 8 * GIB, "CPU"))
+
+
 def test_more_cpu_devices_than_cores_take_them_by_turns() -> None:
     host = Host(2, 8 * GIB, "CPU", cpu_ids=(3, 7))
     assert [spec.cpu_ids for spec in find("cpu:3", host=host).devices] == [(3,), (7,), (3,)]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from workers import SETTINGS, Recorder
 
+from altlas_core.backends.supervision import supervisor as supervisor_module
 from altlas_core.backends.supervision.lane import Lane
 from altlas_core.backends.supervision.output import Output
 from altlas_core.backends.supervision.process import WorkerProcess
@@ -126,12 +127,13 @@ class Stage:
         self.look()
         return worker
 
-    def start(self, index: int = 0) -> tuple[int, int]:
+    def start(self, index: int = 0, send: bool = True) -> tuple[int, int]:
         """A task is given to the first lane; its key."""
         task = make_tasks([TaskSpec(kind="sleep")], SETTINGS.gpu, 1)[0]
         task.index = index
         self.lane.start(Attempt(task, 1, 0, 0.0))
-        self.lane.send()
+        if send:
+            self.lane.send()
         return (index, 1)
 
     def facts(self) -> list[Fact]:
@@ -221,13 +223,14 @@ def test_a_device_whose_workers_keep_dying_complains_until_the_next_is_ready(sta
         stage.look()
         assert stage.facts() == [WorkerCrashed(0, (key,), "signal 11 (SIGSEGV)")]
         if deaths == 1:
-            assert stage.lane.complaint is None
+            assert stage.lane.complaint == "its worker died (signal 11 (SIGSEGV)); a new one takes its place"
+            assert stage.notes.popleft() is stage.lane
             continue
         pause_s = {2: 0.5, 3: 1.0}[deaths]
         assert stage.lane.complaint == (
             f"its worker died {deaths} times in a row (signal 11 (SIGSEGV)); a new one starts in {pause_s:g} s"
         )
-        assert stage.notes.popleft() is stage.lane
+        assert stage.notes.pop() is stage.lane
         stage.wait(pause_s - 0.25)
         assert len(stage.launched) == before
         stage.wait(0.25)
@@ -246,7 +249,7 @@ def test_a_finished_task_between_two_deaths_makes_the_second_a_first(stage: Stag
         stage.look()
         stage.look()
         assert stage.facts() == [AttemptFinished(*key), WorkerCrashed(0, (), "signal 11 (SIGSEGV)")]
-        assert stage.lane.complaint is None
+        assert stage.lane.complaint == "its worker died (signal 11 (SIGSEGV)); a new one takes its place"
 
 
 def test_workers_that_we_kill_for_a_task_that_does_not_stop_are_no_deaths(stage: Stage) -> None:
@@ -261,36 +264,59 @@ def test_workers_that_we_kill_for_a_task_that_does_not_stop_are_no_deaths(stage:
         stage.look()
         why = "killed: a task in it did not stop when asked"
         assert stage.facts() == [AttemptStopped(*hanging), WorkerCrashed(0, (neighbour,), why, blamed=False)]
-        assert stage.lane.complaint is None
+        assert stage.lane.complaint == f"its worker died ({why}); a new one takes its place"
 
 
-def test_what_no_worker_was_given_waits_for_the_next_or_is_given_back_if_that_takes_time(stage: Stage) -> None:
+def test_what_a_device_without_a_worker_is_given_comes_back_at_once_and_costs_nothing(stage: Stage) -> None:
     worker = stage.make_ready()
     worker.dies()
     stage.look()
     stage.facts()
-    kept = stage.start(1)
-    worker = stage.launched[-1]
-    worker.says((wire.IMPORTED,))
-    stage.look()
-    worker.dies()  # before it was ready
-    stage.look()
-    (back,) = stage.facts()
-    assert isinstance(back, WorkerCrashed)
-    assert (back.attempts, back.blamed) == ((kept,), False)
-    late = stage.start(2)  # before the driver has heard of it
-    stage.wait(0.5)
+    for index in (1, 2):
+        early = stage.start(index)  # before the driver has heard of it
+        (back,) = stage.facts()
+        assert isinstance(back, WorkerCrashed)
+        assert (back.attempts, back.blamed) == ((early,), False)
+        assert not stage.lane.stop(early, until_s=1.0)
+        assert stage.facts() == []
+        stage.launched[-1].says((wire.IMPORTED,))  # it has a worker, which is not ready yet
+        stage.look()
     worker = stage.make_ready()
+    assert stage.lane.complaint is None
+    late = stage.start(3)
     assert [order[:3] for order in worker.told()] == [(wire.START, *late)]
 
 
-def test_a_stop_of_what_no_worker_was_given_is_confirmed_at_once(stage: Stage) -> None:
-    stage.make_ready().dies()
+def test_what_was_not_sent_when_the_worker_died_comes_back_and_is_not_blamed(stage: Stage) -> None:
+    worker = stage.make_ready()
+    sent, unsent = stage.start(1), stage.start(2, send=False)
+    worker.dies()
     stage.look()
-    stage.facts()
-    key = stage.start()
+    facts = stage.facts()
+    assert facts[0] == WorkerCrashed(0, (sent,), "signal 11 (SIGSEGV)")
+    assert isinstance(facts[1], WorkerCrashed)
+    assert (facts[1].attempts, facts[1].blamed) == ((unsent,), False)
+
+
+def test_a_stop_of_what_was_not_sent_is_confirmed_at_once(stage: Stage) -> None:
+    worker = stage.make_ready()
+    key = stage.start(send=False)
     assert not stage.lane.stop(key, until_s=1.0)
     assert stage.facts() == [AttemptStopped(*key)]
+    stage.lane.send()
+    assert worker.told() == []
+
+
+def test_so_many_workers_start_at_a_time_as_the_computer_can_bear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "_MOST_STARTING", 3)
+    stage = Stage(spares=8)
+    for _ in range(20):
+        starting = [worker for worker in stage.launched if not worker.imported]
+        assert len(starting) <= 3
+        for worker in starting:
+            worker.says((wire.IMPORTED,))
+        stage.look()
+    assert sum(worker.imported for worker in stage.launched) == 1 + 8
 
 
 # --- starts that fail -------------------------------------------------------------------------------------------------

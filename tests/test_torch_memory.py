@@ -224,11 +224,11 @@ def test_beside_others_only_what_it_asked_for_is_sure(
     assert "free beside other tasks" in text
 
 
-def test_an_error_without_a_figure_says_more_than_it_held(memory: FakeMemory, meter: Meter) -> None:
+def test_an_error_without_a_figure_says_more_than_was_free(memory: FakeMemory, meter: Meter) -> None:
     meter.begin(50)
     memory.hold(700)
     text, needed, free = explain_shortage(MemoryError(), 50, 0, meter)
-    assert (needed, free) == (701, 900)
+    assert (needed, free) == (901, 900)
     assert "more than 0.000 GiB needed" in text
     meter.begin(50)  # beside another it says nothing
     assert explain_shortage(MemoryError(), 50, 0, meter)[1] is None

@@ -49,7 +49,10 @@ class Bench:
         self.mail = Recorder()
         self.backend.open(self.mail)
 
-    def start(self, gpu_id: int = 0, **spec: Any) -> Attempt:
+    def start(self, gpu_id: int = 0, at_once: bool = False, **spec: Any) -> Attempt:
+        """Give a task to a device: as soon as it has a worker (or is lost), as the pool does, unless `at_once`."""
+        lane = self.backend._lanes[gpu_id]
+        wait_for(lambda: at_once or lane.ready or lane.lost)
         task = make_tasks([TaskSpec(**spec)], SETTINGS.gpu, len(DEVICES))[0]
         task.index = self.index
         self.index += 1

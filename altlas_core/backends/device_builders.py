@@ -18,7 +18,7 @@ from altlas_core.model import GIB, DeviceSpec
 # Names of simulated GPUs are made from their model and place in this namespace, so they are the same on every machine.
 _SIMULATED = uuid.uuid5(uuid.NAMESPACE_URL, "altlas:simulated-gpu")
 _PCI_BUSES = 255  # bus 0 is left to the host
-# Each part has a worker of its own. A CUDA context, cuBLAS workspaces and loaded kernels take some 500 MiB of a part.
+# Each has a worker of its own: torch takes some 200 MiB, on a GPU its context, workspaces and kernels some 500 MiB.
 LEAST_PART_BYTES: Final = {"cuda": GIB, "cpu": GIB // 4}
 
 
@@ -75,10 +75,17 @@ def cpu_devices(requests: Sequence[DeviceRequest], host: Host) -> list[DeviceSpe
     """The CPU devices that are asked for; they share the host's cores and memory evenly. gpu_id counts from 0.
 
     While there are enough, each has cores of its own; else each has one, by turns. `index` counts devices, whole ones;
-    the parts of one have all of its cores. Raises DeviceError for a part that would be too small.
+    the parts of one have all of its cores. Raises DeviceError for a device or part that would be too small.
     """
     wanted = [request for request in requests for _ in range(request.count or 1)]
     count, specs = len(wanted), list[DeviceSpec]()
+    least = LEAST_PART_BYTES["cpu"]
+    if host.memory_bytes // count < least:
+        raise DeviceError(
+            f"gpu.devices: {count} CPU devices would have {host.memory_bytes / count / GIB:.2g} GiB each of this "
+            f"computer's {host.memory_bytes / GIB:.1f} GiB, and need {least / GIB:g} GiB at least; allowed here: at "
+            f"most {max(1, host.memory_bytes // least)}."
+        )
     cores = max(1, host.cores // count)
     for index, request in enumerate(wanted):
         ours = None

@@ -83,11 +83,15 @@ class Lane:
             self._post = _nobody_hears
 
     def start(self, attempt: Attempt) -> bool:
-        """Take an order; False if the device is lost: DeviceLost is on its way, and speaks for this attempt too."""
+        """Take an order; False if it cannot be: the device is lost (DeviceLost is on its way, and speaks for this
+        attempt too), or has no worker just now (that is on its way, too; the attempt is given back)."""
         key = (attempt.task.index, attempt.number)
         order = (wire.START, *key, *wire_order.pack(attempt))
         with self.lock:
             if self.lost:
+                return False
+            if self.complaint is not None:
+                self._post(WorkerCrashed(self.spec.gpu_id, (key,), self.complaint, blamed=False))
                 return False
             self.running[key] = None
             self._orders.append(order)
@@ -200,13 +204,11 @@ class Lane:
                 return self._start_failed(cause, worker.tail())
             delay_s = 0.0 if worker.killed else self._restarts.died()
             unsent = self._unsent()
-            gone = {key: until_s for key, until_s in self.running.items() if key not in unsent}
+            for key in [key for key, until_s in self.running.items() if until_s is not None]:
+                del self.running[key]
+                self._post(AttemptStopped(*key))
+            crashed = tuple(key for key in self.running if key not in unsent)
             self.running = dict.fromkeys(key for key in self.running if key in unsent)
-            self._orders = [order for order in self._orders if order[0] == wire.START]
-            for key, until_s in gone.items():
-                if until_s is not None:
-                    self._post(AttemptStopped(*key))
-            crashed = tuple(key for key, until_s in gone.items() if until_s is None)
             if crashed or not worker.killed:
                 self._post(WorkerCrashed(self.spec.gpu_id, crashed, cause, blamed=not worker.killed))
             self._wait(cause, delay_s)
@@ -253,8 +255,8 @@ class Lane:
         self._send()
 
     def _wait(self, cause: str, delay_s: float) -> None:
-        """Take no work until the next worker is there, if that may be long; give back what no worker was given."""
-        if delay_s == 0.0 or self.lost:
+        """Take no work until the next worker is ready, or its time would run; give back what no worker was given."""
+        if self.lost:
             return
         self.complaint = self._restarts.complaint(cause, delay_s)
         waiting = tuple(self.running)
@@ -273,7 +275,10 @@ class Lane:
         return delay_s
 
     def _fail(self, problem: str, tail: str) -> None:
-        self.problem = f"{problem}\n{tail}".rstrip()
+        lines = tail.splitlines()
+        if lines and problem.endswith(lines[-1]):
+            lines.pop()
+        self.problem = "\n".join([problem, *lines])
         if not self.lost:
             self._lose(f"its worker {problem}")
         self._returning = False

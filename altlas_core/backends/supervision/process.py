@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from altlas_core.backends.cuda_visible import worker_environment
 from altlas_core.backends.supervision.exit import describe_exit
+from altlas_core.backends.supervision.keeper_program import end_group
 from altlas_core.backends.supervision.output import Output
 from altlas_core.backends.worker.channel import ASSIGN, pair
 from altlas_core.model import DeviceSpec
@@ -49,7 +50,9 @@ class WorkerProcess:
         self.heard_s = now  # when it last said anything
         self.pinged_s: float | None = None  # when it was asked for an answer that has not come yet
         self.output = Output()
-        program = [sys.executable, "-m", "altlas_core.backends.worker.program", str(theirs.fileno()), str(os.getpid())]
+        # -P: files of the working directory do not stand in for Python's own modules.
+        program = [sys.executable, "-P", "-m", "altlas_core.backends.worker.program"]
+        program += [str(theirs.fileno()), str(os.getpid())]
         try:
             self._popen = subprocess.Popen(  # noqa: S603  # our own program
                 program,
@@ -89,7 +92,7 @@ class WorkerProcess:
     # --- its end --------------------------------------------------------------------------------------------------
 
     def kill(self, cause: str, blamed: bool = False) -> None:
-        """SIGKILL to it and to what it has started. `blamed`: it is its own fault. Does not wait."""
+        """SIGKILL; what it has started follows when it is buried. `blamed`: it is its own fault. Does not wait."""
         if self.cause is None:
             self.cause = cause
             self.killed = not blamed
@@ -103,7 +106,7 @@ class WorkerProcess:
     def _strike(self) -> None:
         if self._popen.returncode is None:
             with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+                os.kill(self.pid, signal.SIGKILL)
 
     def reap(self, wait_s: float, dying_s: float = DYING_S) -> str:
         """Wait up to `wait_s` for the end, then force it and wait up to `dying_s`. Returns what it died of."""
@@ -111,7 +114,7 @@ class WorkerProcess:
             self._strike()
             if not self._has_ended(dying_s):
                 return f"process {self.pid} was killed but does not end: it is stuck in the kernel or the GPU driver"
-        self._strike()  # what it had started; its number is nobody else's as long as it has not been waited for
+        end_group(self.pid)  # what it had started; its number is nobody else's as long as it has not been waited for
         self._popen.wait()
         return self.cause or describe_exit(self._popen.returncode, self.tail())
 

@@ -33,5 +33,6 @@ class Restarts:
 
     def complaint(self, cause: str, delay_s: float) -> str:
         """What is wrong with the device meanwhile."""
-        times = "" if self.deaths == 1 else f" {self.deaths} times in a row"
-        return f"its worker died{times} ({cause}); a new one starts in {delay_s:g} s"
+        times = f" {self.deaths} times in a row" if self.deaths > 1 else ""
+        when = f"starts in {delay_s:g} s" if delay_s else "takes its place"
+        return f"its worker died{times} ({cause}); a new one {when}"

@@ -21,6 +21,7 @@ from altlas_core.backends.worker import channel as wire
 
 _GOODBYE_S: Final = 1.0  # what an idle worker may take to end when asked
 _START_CHECK_S: Final = 1.0  # how often starting workers are looked at
+_MOST_STARTING: Final = 2 * (os.cpu_count() or 1) + 2  # at a time: importing torch is work for a core
 _FOREVER: Final = float("inf")
 _STUCK_S: Final = 10.0  # what the kernel and the GPU driver may take to end a killed process
 
@@ -172,7 +173,7 @@ class Supervisor:
     def _plan(self, now: float) -> None:
         """When to look again."""
         due_s = min(self._later.values(), default=_FOREVER)
-        if len(self.free()) < self._spare_workers:
+        if self._may_start(self._spare_workers):
             due_s = min(due_s, max(now, self._spares_from_s))
         if any(not _settled(worker, lane) for worker, lane in self._lane_of.items()):
             due_s = min(due_s, now + _START_CHECK_S)
@@ -192,10 +193,14 @@ class Supervisor:
         for worker in [worker for worker in self.free() if worker.imported]:
             self._give_away(worker, now)
         spares = self._spare_workers if now >= self._spares_from_s else 0
-        while len(self.free()) < len(self._waiting) + spares and self._start_one(now):
+        while self._may_start(len(self._waiting) + spares) and self._start_one(now):
             pass
         self._plan(now)
         self._notify()
+
+    def _may_start(self, wanted: int) -> bool:
+        free = self.free()
+        return len(free) < wanted and sum(not worker.imported for worker in free) < _MOST_STARTING
 
     def _give_away(self, worker: WorkerProcess, now: float) -> None:
         while self._waiting:

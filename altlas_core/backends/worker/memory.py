@@ -196,17 +196,17 @@ def explain_shortage(
 ) -> tuple[str, int | None, int]:
     """An out-of-memory error as (sentence, bytes needed, bytes free), while what the task holds is still there.
 
-    Alone on its worker, a task needed what it held and what it asked for (a byte at least, where that is not told), and
-    could have had what it held and what was free. Beside others, what it held is not known; it needed at least what it
-    asked for at once. Needed is None where all that is known is no more than it had reserved. `own_bytes`: of the
-    weights that are idle now, its own.
+    Alone on its worker, a task needed what it held and what it asked for (where that is not told: more than was free),
+    and could have had what it held and what was free. Beside others, what it held is not known; it needed at least
+    what it asked for at once. Needed is None where all that is known is no more than it had reserved. `own_bytes`: of
+    the weights that are idle now, its own.
     """
     asked, held, free = asked_bytes(error), meter.held_alone(), meter.room()
     if held is None:
         needed = asked if asked is not None and asked > reserved_bytes else None
     else:
         free += held
-        needed = held + own_bytes + (asked or 1)
+        needed = own_bytes + (free + 1 if asked is None else held + asked)
     parts = ["out of memory"]
     if needed is not None:
         parts.append(f"{'' if asked else 'more than '}{gib(needed)} needed")

@@ -32,10 +32,13 @@ from altlas_core.events import (
     DeviceSampled,
     Fact,
     TaskSubmitted,
+    WorkerCrashed,
 )
+from altlas_core.experiment import log_header
 from altlas_core.faults import Fault
 from altlas_core.intake import make_tasks
 from altlas_core.model import Attempt, DeviceSample, DeviceSpec, Task, TaskSpec
+from altlas_core.replay import replay
 from altlas_core.telemetry import Telemetry
 
 LOOK_S = 0.125  # a power of two, so that sums of it are exact
@@ -160,6 +163,25 @@ def test_a_task_runs_from_submission_to_its_end() -> None:
     assert (task.state, task.submitted_s, task.started_s, task.finished_s) == ("COMPLETED", 0.25, 0.25, 0.5)
     assert length_s == 0.5
     assert scene.backend.calls == ["flush", "start 0.1 on 0", "flush", "flush", "close"]
+
+
+def test_an_attempt_that_a_device_gives_back_is_decided_about_again_at_once_and_the_log_replays() -> None:
+    scene = Scene((0.5, posting(AttemptFinished(0, 2))))
+    scene.log.header = log_header(scene.settings, CPUS, 42)
+    obey = scene.backend.start
+
+    def start(now: float, attempt: Attempt) -> None:
+        obey(now, attempt)
+        if attempt.gpu_id == 0:  # it has no worker
+            scene.driver.post(WorkerCrashed(0, ((attempt.task.index, attempt.number),), "none", blamed=False))
+            scene.driver.post(DeviceSampled(0, DeviceSample(problem="no worker")))
+
+    scene.backend.start = start  # type: ignore[method-assign]
+    scene.driver.run(scene.submit(TaskSpec(submit_s=0.25, kind="noop")))
+    task = scene.task(0)
+    assert scene.backend.orders() == ["start 0.1 on 0", "start 0.2 on 1"]
+    assert (task.state, task.started_s, task.crashes, task.failures) == ("COMPLETED", 0.25, 0, 0)
+    assert replay(scene.log.lines()).difference is None
 
 
 def test_what_arrived_together_gets_one_now_and_is_applied_in_the_order_of_ranks() -> None:

@@ -304,12 +304,15 @@ class RealtimeDriver:
             self._apply(now, self._own.popleft())
 
     def _decide(self, now: float) -> None:
-        """Decide once about what was applied since the last time; without a fact it could not be replayed."""
-        actions = self._distributor.dispatch(now) if self._news else ()
-        self._news = False
-        if actions:
-            self._perform(now, actions)
-            if self._own:
+        """Decide once about what was applied since the last time; without a fact it could not be replayed.
+
+        What a decision brings about at once (a device gives an attempt back) is decided about in a next round.
+        """
+        while self._news:
+            self._news = False
+            actions = self._distributor.dispatch(now)
+            if actions:
+                self._perform(now, actions)
                 self._apply_own(now)
         self._flush()
 

@@ -170,6 +170,9 @@ class TorchBackend:
         lane = self._lanes[attempt.gpu_id]
         if lane.start(attempt):
             self._touched.add(lane)
+        elif not lane.lost:  # it has no worker just now, and gave the attempt back
+            sample = self.sample(now, attempt.gpu_id) or DeviceSample(problem="it no longer answers")
+            self._post(DeviceSampled(attempt.gpu_id, sample))  # or it would be given the next one at once
 
     def stop(self, now: float, attempt: Attempt, reason: str) -> None:
         lane = self._lanes[attempt.gpu_id]

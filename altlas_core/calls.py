@@ -61,14 +61,19 @@ def arguments(value: Any) -> str:
 
 def plain(value: Any, at: str) -> Any:
     """The value as JSON would give it back. Raises RefusedError naming the place where that is not possible."""
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or type(value) in (bool, int, str):
         return value
+    # Of a type derived from these (an enum's, numpy's) the plain value.
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int(value)
     if isinstance(value, float) and math.isfinite(value):
-        return value
+        return float(value)
     if isinstance(value, list | tuple):
         return [plain(each, f"{at}[{place}]") for place, each in enumerate(value)]
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
-        return {name: plain(each, f"{at}.{name}") for name, each in value.items()}
+        return {str.__str__(name): plain(each, f"{at}.{name}") for name, each in value.items()}
     raise RefusedError(
         f"{at}: {shown(value)} ({type(value).__name__}) is no JSON value; allowed: null, true, false, finite numbers, "
         "text, lists, mappings with text as keys"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import islice
@@ -91,6 +92,11 @@ def _if_told(**values: Any) -> str:
     return "".join(f',"{name}":{json.dumps(value)}' for name, value in values.items() if value is not None)
 
 
+def _sayable(detail: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: an error without bound is null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in detail.items()}
+
+
 def _submitted(fact: TaskSubmitted) -> str:
     task = fact.task
     spec = task.spec
@@ -115,7 +121,7 @@ def _started(attempt: Attempt) -> str:
 
 
 def _finished(fact: AttemptFinished) -> str:
-    detail = "" if fact.detail is None else f',"detail":{json.dumps(fact.detail, sort_keys=True)}'
+    detail = "" if fact.detail is None else f',"detail":{json.dumps(_sayable(fact.detail), sort_keys=True)}'
     return (
         f'"fact":"AttemptFinished","task":{fact.task_index},"attempt":{fact.attempt},'
         f'"iterations":{fact.iterations!r}{detail}'

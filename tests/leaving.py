@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import enum
 import multiprocessing
 import os
 import subprocess
@@ -34,3 +35,25 @@ def crash(_task: Any, how: str) -> None:
     if how == "exit":
         os._exit(3)
     ctypes.string_at(0)
+
+
+class UnspeakableError(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+def fail(_task: Any, how: str) -> None:
+    raise {"unspeakable": UnspeakableError(), "long": RuntimeError("x" * 10**6), "surrogate": RuntimeError("\ud800")}[
+        how
+    ]
+
+
+class Colour(enum.StrEnum):
+    RED = "red"
+
+
+def answer(_task: Any) -> dict[str, Any]:
+    """What only looks like plain numbers and texts."""
+    import numpy as np
+
+    return {"result": {"loss": np.float64(0.5), "colour": Colour.RED, np.str_("name"): np.str_("n"), "flag": True}}

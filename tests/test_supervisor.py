@@ -319,6 +319,39 @@ def test_so_many_workers_start_at_a_time_as_the_computer_can_bear(monkeypatch: p
     assert sum(worker.imported for worker in stage.launched) == 1 + 8
 
 
+@pytest.mark.parametrize(
+    "bytes_", [b"\xff\xff\xff\xff", b"\x04\x00\x00\x00oops", wire._LENGTH.pack(5) + b"i\x01\x00\x00\x00"]
+)
+def test_a_worker_that_writes_what_is_no_message_is_buried_and_the_others_live_on(bytes_: bytes) -> None:
+    stage = Stage(devices=2)
+    bad, good = stage.launched
+    for worker in (bad, good):
+        stage.make_ready(worker)
+    key = stage.start()
+    bad.far._socket.send(bytes_)
+    stage.look()
+    stage.look()
+    (crash,) = stage.facts()
+    assert isinstance(crash, WorkerCrashed)
+    assert (crash.gpu_id, crash.attempts, crash.blamed) == (0, (key,), True)
+    assert stage.lanes[1].ready
+
+
+def test_a_device_that_is_lost_again_while_it_returns_stays_lost(stage: Stage) -> None:
+    stage.make_ready()
+    stage.lane.lose("gone")
+    stage.look()
+    assert stage.lane.take_back()
+    stage.supervisor.spawn(stage.lane)
+    stage.lane.lose("gone again")
+    stage.look()
+    stage.launched[-1].says((wire.IMPORTED,))
+    stage.look()
+    assert stage.facts() == [DeviceLost(0, "gone")]
+    assert stage.lane.lost
+    assert stage.lane.worker is None
+
+
 # --- starts that fail -------------------------------------------------------------------------------------------------
 
 

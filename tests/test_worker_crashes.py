@@ -14,6 +14,7 @@ import altlas_core as altlas
 from altlas_core.backends.supervision.backend import TorchBackend
 from altlas_core.errors import RunError
 from altlas_core.events import (
+    AttemptFailed,
     AttemptFinished,
     DeviceLost,
     DeviceReturned,
@@ -141,6 +142,29 @@ def test_ways_to_die_are_told_apart(bench: Bench, how: str, cause: str) -> None:
     fact = bench.mail.next()
     assert isinstance(fact, WorkerCrashed)
     assert fact.error == cause
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("unspeakable", "whose text cannot be made (ValueError)"), ("long", "(1000014 characters)"), ("surrogate", "?")],
+)
+def test_however_a_task_fails_it_gets_an_answer(bench: Bench, how: str, words: str) -> None:
+    pid = bench.pid()
+    bench.start(kind="call", call=Call("leaving:fail", json.dumps({"how": how})))
+    fact = bench.mail.next()
+    assert isinstance(fact, AttemptFailed)
+    assert fact.error.endswith(words)
+    assert len(fact.error) < 5000
+    assert bench.pid() == pid
+
+
+def test_what_looks_like_plain_numbers_and_texts_comes_back_as_such(bench: Bench) -> None:
+    bench.start(kind="call", call=Call("leaving:answer"))
+    fact = bench.mail.next()
+    assert isinstance(fact, AttemptFinished)
+    assert fact.detail is not None
+    assert fact.detail["result"] == {"loss": 0.5, "colour": "red", "name": "n", "flag": True}
+    assert {type(value) for value in fact.detail["result"].values()} == {float, str, bool}
 
 
 def test_a_task_that_keeps_its_worker_from_answering_is_found() -> None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+_GOODBYE_S: Final = 5.0
 _PROGRAM: Final = str(Path(__file__).with_name("keeper_program.py"))
 
 
@@ -51,4 +52,8 @@ class Keeper:
         """End it, and with it whatever it still watches."""
         assert self._popen.stdin is not None
         self._popen.stdin.close()
-        self._popen.wait()
+        try:
+            self._popen.wait(_GOODBYE_S)
+        except subprocess.TimeoutExpired:  # somebody has stopped it
+            self._popen.kill()
+            self._popen.wait()

@@ -127,9 +127,13 @@ class Lane:
     def lose(self, reason: str) -> None:
         """Take the device away: its worker is killed and not replaced."""
         with self.lock:
-            if not self.lost:
-                if self.worker is not None:
-                    self.worker.kill(reason)
+            if self.lost and not self._returning:
+                return
+            if self.worker is not None:
+                self.worker.kill(reason)
+            if self.lost:
+                self._returning = False
+            else:
                 self._lose(reason)
 
     def take_back(self) -> bool:

@@ -18,6 +18,7 @@ from altlas_core.backends.supervision.lane import Lane
 from altlas_core.backends.supervision.process import DYING_S, WorkerProcess
 from altlas_core.backends.supervision.restarts import Restarts
 from altlas_core.backends.worker import channel as wire
+from altlas_core.backends.worker.channel import GarbledError
 
 _GOODBYE_S: Final = 1.0  # what an idle worker may take to end when asked
 _START_CHECK_S: Final = 1.0  # how often starting workers are looked at
@@ -147,13 +148,22 @@ class Supervisor:
     def _hear(self, worker: WorkerProcess, now: float) -> None:
         try:
             messages = worker.channel.receive()
+        except GarbledError as error:
+            worker.kill(str(error), blamed=True)
+            self._bury(worker, now)
+            return
         except (EOFError, OSError):
             self._bury(worker, now)
             return
         self._heartbeat.heard(worker, now)
         lane = self._lane_of[worker]
         if lane is not None:
-            if lane.take(worker, messages):
+            try:
+                became_ready = lane.take(worker, messages)
+            except (TypeError, IndexError, KeyError):
+                worker.kill("said what no worker says", blamed=True)
+                return
+            if became_ready:
                 self._notify()
         elif not worker.imported:
             worker.imported = any(answer[0] == wire.IMPORTED for answers in messages for answer in answers)

@@ -36,6 +36,11 @@ Message = list[tuple[Any, ...]]
 
 _LENGTH: Final = struct.Struct("<I")
 _READ_BYTES: Final = 1 << 16
+_MOST_BYTES: Final = 1 << 28  # of a message
+
+
+class GarbledError(OSError):
+    """What has arrived was not written by the other end of a channel. No further message can be found."""
 
 
 class Channel:
@@ -88,9 +93,14 @@ class Channel:
         while end - at >= _LENGTH.size:
             start = at + _LENGTH.size
             stop = start + _LENGTH.unpack_from(data, at)[0]
+            if stop - start > _MOST_BYTES:
+                raise GarbledError(f"a message of {stop - start} bytes is none of ours")
             if stop > end:
                 break
-            messages.append(marshal.loads(data[start:stop]))  # noqa: S302  # written by our own worker
+            try:
+                messages.append(marshal.loads(data[start:stop]))  # noqa: S302  # written by our own worker
+            except (ValueError, TypeError, EOFError) as error:
+                raise GarbledError(f"what came is no message of ours: {error}") from None
             at = stop
         self._parts = data[at:]
         return messages

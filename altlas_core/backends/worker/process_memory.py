@@ -18,6 +18,7 @@ MIB: Final = 1 << 20
 # (up to 10 MiB measured; MKL does with less).
 SLACK_BYTES: Final = 32 * MIB
 SLACK_PER_THREAD_BYTES: Final = 8 * MIB
+LEFT_BEHIND_BYTES: Final = 64 * MIB  # of earlier tasks (modules, the heap's holes) so much is not counted, leaks are
 _GROWN_BYTES: Final = 4 * MIB  # more than so much left by what ran before is given back before the next is measured
 _M_ARENA_MAX: Final = -8  # malloc.h
 _FIELDS: Final = {
@@ -36,6 +37,7 @@ class ProcessMemory:
         self.problem: str | None = "no budget was set"
         self._threads = threads
         self._allowed_bytes: int | None = None  # budget and slack together
+        self._first_bytes: int | None = None  # allocated when the budget was set
         self._status: int | None = None
         self._clear: int | None = None
         self._settled_bytes = 0
@@ -97,6 +99,7 @@ class ProcessMemory:
         slack_bytes = SLACK_BYTES + SLACK_PER_THREAD_BYTES * slots * self._threads
         self.problem = self._why_not()
         self._allowed_bytes = None if self.problem else budget_bytes + slack_bytes
+        self._first_bytes = None
         self.settle(0)
 
     def lift(self) -> None:
@@ -115,7 +118,10 @@ class ProcessMemory:
             self.give_back()
         self._settled_bytes = self.used() - idle_bytes
         if self._allowed_bytes is not None:
-            _set_soft_limit(max(0, self.allocated() - idle_bytes) + self._allowed_bytes)
+            nobodys = max(0, self.allocated() - idle_bytes)
+            if self._first_bytes is None:
+                self._first_bytes = nobodys
+            _set_soft_limit(min(nobodys, self._first_bytes + LEFT_BEHIND_BYTES) + self._allowed_bytes)
 
     def give_back(self) -> None:
         """What the heap keeps free."""

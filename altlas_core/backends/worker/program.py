@@ -45,6 +45,8 @@ Key = tuple[int, int]  # task index, attempt number
 _PR_SET_PDEATHSIG: Final = 1
 _MOST_WARM_THREADS: Final = 8  # on a GPU, where each costs memory; further ones are warm after their first task
 DEVICE_BROKEN: Final = 70  # exit status
+MOST_SAID: Final = 4000  # characters of an error
+SWITCH_INTERVAL_S: Final = 0.0005  # between Python threads; at Python's 5 ms tasks of pure Python hold each other up
 
 
 @dataclass(slots=True, frozen=True)
@@ -145,8 +147,13 @@ class Worker:
                 answer = self._outcome(key, order, stop, begun_s, usage)
         except MemoryError as error:  # so little is left that not even the error could be looked at
             answer = (FAILED, *key, "out_of_memory", f"out of memory: {error}", 0.0)
+        except BaseException as error:  # whatever a task has broken here: without an answer it would hold its slot
+            answer = (FAILED, *key, "task_error", said(error), 0.0)
         del self._stops[key]
-        self._answer([answer])
+        try:
+            self._answer([answer])
+        except ValueError as error:
+            self._answer([(FAILED, *key, "task_error", f"its result cannot be sent: {error}", 0.0)])
 
     def _outcome(
         self, key: Key, order: Order, stop: threading.Event, begun_s: float, usage: Usage | None
@@ -157,7 +164,7 @@ class Worker:
             if usage is not None:
                 detail = {**(detail or {}), **device.meter.figures(usage)}
         except BaseException as error:
-            text = f"{type(error).__name__}: {error}"
+            text = said(error)
             if device.broken():
                 _give_up(text)
             if not device.out_of_memory(error):
@@ -166,7 +173,7 @@ class Worker:
         else:
             return (STOPPED, *key, iterations) if stop.is_set() else (FINISHED, *key, iterations, detail)
         device.free_memory()  # only now, without the error, whose traceback held the tensors
-        return (FAILED, *key, "out_of_memory", text, 0.0, needed_bytes, free_bytes)
+        return (FAILED, *key, "out_of_memory", text[:MOST_SAID], 0.0, needed_bytes, free_bytes)
 
     def _answer(self, answers: list[tuple[Any, ...]]) -> None:
         try:
@@ -174,6 +181,17 @@ class Worker:
                 self._channel.send(answers)
         except OSError:
             _end(0)  # nobody is left to hear it
+
+
+def said(error: BaseException) -> str:
+    """The error in words that can be sent and written, cut where they are too many."""
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except BaseException as problem:  # its own way to make a text of itself
+        text = f"{type(error).__name__}, whose text cannot be made ({type(problem).__name__})"
+    if len(text) > MOST_SAID:
+        text = f"{text[:MOST_SAID]} ... ({len(text)} characters)"
+    return text.encode(errors="replace").decode()
 
 
 def _give_up(error: str) -> NoReturn:
@@ -222,6 +240,7 @@ def take_device(assignment: Assignment) -> WorkDevice:
 def main(arguments: list[str]) -> None:
     die_with(int(arguments[1]))
     faulthandler.enable()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # a dump takes minutes
     end = socket.socket(fileno=int(arguments[0]))
     end.set_inheritable(False)  # a child of ours that held it would hide our end

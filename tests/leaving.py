@@ -43,9 +43,8 @@ class UnspeakableError(Exception):
 
 
 def fail(_task: Any, how: str) -> None:
-    raise {"unspeakable": UnspeakableError(), "long": RuntimeError("x" * 10**6), "surrogate": RuntimeError("\ud800")}[
-        how
-    ]
+    texts = {"long": "x" * 10**6, "surrogate": "\ud800"}
+    raise RuntimeError(texts[how]) if how in texts else UnspeakableError
 
 
 class Colour(enum.StrEnum):

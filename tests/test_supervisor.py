@@ -319,9 +319,7 @@ def test_so_many_workers_start_at_a_time_as_the_computer_can_bear(monkeypatch: p
     assert sum(worker.imported for worker in stage.launched) == 1 + 8
 
 
-@pytest.mark.parametrize(
-    "bytes_", [b"\xff\xff\xff\xff", b"\x04\x00\x00\x00oops", wire._LENGTH.pack(5) + b"i\x01\x00\x00\x00"]
-)
+@pytest.mark.parametrize("bytes_", [b"\xff\xff\xff\xff", b"\x04\x00\x00\x00oops", b"\x05\x00\x00\x00i\x01\x00\x00\x00"])
 def test_a_worker_that_writes_what_is_no_message_is_buried_and_the_others_live_on(bytes_: bytes) -> None:
     stage = Stage(devices=2)
     bad, good = stage.launched
@@ -343,8 +341,8 @@ def test_a_device_that_is_lost_again_while_it_returns_stays_lost(stage: Stage) -
     stage.look()
     assert stage.lane.take_back()
     stage.supervisor.spawn(stage.lane)
-    stage.lane.lose("gone again")
     stage.look()
+    stage.lane.lose("gone again")
     stage.launched[-1].says((wire.IMPORTED,))
     stage.look()
     assert stage.facts() == [DeviceLost(0, "gone")]

@@ -39,6 +39,9 @@ def test_a_killed_worker_reports_what_ran_there_and_is_replaced(bench: Bench) ->
     back = bench.mail.next()  # there is nobody to run it, and its time would pass
     assert isinstance(back, WorkerCrashed)
     assert (back.gpu_id, back.attempts, back.blamed) == (1, ((early.task.index, 1),), False)
+    told = bench.mail.next()  # so that it is given no other
+    assert isinstance(told, DeviceSampled)
+    assert told.sample.problem == "its worker died (signal 9 (SIGKILL)); a new one takes its place"
     bench.start(gpu_id=1, kind="noop")
     assert isinstance(bench.mail.next(), AttemptFinished)
 

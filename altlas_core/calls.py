@@ -7,7 +7,6 @@ JSON values (or JSON text of one). What is checked here needs no device; finding
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
 import math
 import os
@@ -109,6 +108,8 @@ def find(path: str) -> Callable[..., Any]:
 
 def check(path: str, arguments_text: str) -> None:
     """That the function can be imported here and takes (task, **arguments). Raises RefusedError."""
+    import inspect  # which takes long to load
+
     added = [each for each in search_paths() if each not in sys.path]
     sys.path += added
     try:

@@ -10,7 +10,7 @@ from altlas_core.config import Settings
 from altlas_core.config_schema import ModelCase
 from altlas_core.gpu_model.catalog import CATALOG
 from altlas_core.kinds import KINDS
-from altlas_core.model import GIB, Attempt, DeviceSpec, TaskSpec
+from altlas_core.model import Attempt, DeviceSpec, TaskSpec
 from altlas_core.scenarios.common import EVEN, Bench, Phase, ScenarioResult
 from altlas_core.scenarios.measures import (
     alike,
@@ -22,6 +22,7 @@ from altlas_core.scenarios.measures import (
     strategies_of,
     usable_places,
 )
+from altlas_core.scenarios.performance_tables import reading_table, scaling_table, speed_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,10 +93,10 @@ def run(settings: Settings) -> ScenarioResult:
     }
     keys = ["fastest_load_tflops", "fastest_model_iterations_per_s", "scaling_gpus", "scaling_efficiency_pct"]
     tables = {
-        "alone": _speed_table(alone),
-        "strategies": _speed_table([row for row in rows if row not in alone]),
-        "readings": _reading_table(rows),
-        "scaling": _scaling_table(scaling),
+        "alone": speed_table(alone),
+        "strategies": speed_table([row for row in rows if row not in alone]),
+        "readings": reading_table(rows),
+        "scaling": scaling_table(scaling),
     }
     result = bench.finish(metrics, keys, tables)
     result.series = {
@@ -334,68 +335,3 @@ def _divides_evenly(bench: Bench, count: int) -> bool:
     sizes = [need_bytes(**_size(case)) for case in bench.settings.test.performance.scenarios]
     room = min(min(places(bench.settings, devices, size)) for size in sizes)
     return alike(devices) and room >= _load(bench, 1) and bench.spreading_strategy() in EVEN
-
-
-# --- tables -------------------------------------------------------------------------------------------------------
-
-
-def _table(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame([{title: row[key] for key, title in names.items()} for row in rows])
-
-
-def _speed_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    return _table(
-        rows,
-        {
-            "model": "model",
-            "load": "load",
-            "gpus": "GPUs used",
-            "tasks": "tasks",
-            "iterations_per_s": "iterations/s",
-            "achieved_tflops": "TFLOP/s",
-            "of_peak_pct": "of FP32 peak (%)",
-            "iteration_p50_ms": "iteration p50 (ms)",
-            "iteration_p95_ms": "p95 (ms)",
-            "iteration_p99_ms": "p99 (ms)",
-            "task_p50_s": "task p50 (s)",
-            "task_p95_s": "task p95 (s)",
-            "task_p99_s": "task p99 (s)",
-        },
-    )
-
-
-def _reading_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    shown = [
-        {**row, "memory": None if row["memory_max_bytes"] is None else row["memory_max_bytes"] / GIB} for row in rows
-    ]
-    return _table(
-        shown,
-        {
-            "model": "model",
-            "load": "load",
-            "memory": "memory, most (GiB)",
-            "utilization_mean_pct": "utilization (%)",
-            "utilization_max_pct": "most (%)",
-            "temperature_mean_c": "temperature (°C)",
-            "temperature_max_c": "most (°C)",
-            "power_mean_w": "power (W)",
-            "power_max_w": "most (W)",
-        },
-    )
-
-
-def _scaling_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    return _table(
-        rows,
-        {
-            "model": "model",
-            "gpus": "GPUs",
-            "tasks": "tasks",
-            "iterations": "iterations",
-            "makespan_s": "makespan (s)",
-            "speedup": "speedup",
-            "efficiency_pct": "efficiency (%)",
-        },
-    )

@@ -67,6 +67,7 @@ class Distributor:
     """Queue, attempts, timeouts, retries and cancelling over a pool.
 
     `open_tasks` counts accepted tasks that are not final; `stale` counts facts that came too late, by their name.
+    `changed`: a list that its owner empties, of the tasks that became final or were queued again; None: nobody asks.
     `handlers` is on_event by type of fact. With no GPU open or nobody waiting `dispatch` decides nothing, unless the
     queue is `bounded`.
     """
@@ -77,6 +78,7 @@ class Distributor:
         self.tasks: dict[int, Task] = {}
         self.open_tasks = 0
         self.stale: Counter[str] = Counter()
+        self.changed: list[Task] | None = None
         self._max_queue = settings.workload.max_queue
         self.bounded = self._max_queue > 0
         self._arrived: list[Task] = []  # of this instant; only kept where the queue is bounded
@@ -107,6 +109,17 @@ class Distributor:
     def waiting(self) -> Iterator[Task]:
         """The tasks that wait, in no particular order."""
         return self.queue.waiting(self._needs.all())
+
+    def forget(self, task: Task) -> None:
+        """Keep nothing of a final task whose last attempt has let go of its device: for a service without end.
+
+        Raises StateError for any other task. No fact about it may come afterwards.
+        """
+        attempt = task.attempt
+        if task.state not in FINAL_STATES or (attempt is not None and attempt.ended_s is None):
+            raise StateError(f"cannot be forgotten yet: {story(task)}")
+        self.tasks.pop(task.index, None)
+        self._needs.forget(task)
 
     # --- decisions ------------------------------------------------------------------------------------------------
 
@@ -195,6 +208,8 @@ class Distributor:
         task.error_code = code
         task.error = error
         self.open_tasks -= 1
+        if self.changed is not None:
+            self.changed.append(task)
 
     def _end_waiting(self, now: float, task: Task, state: TaskState, code: ErrorCode | None, error: str | None) -> None:
         self._finish(now, task, state, code, error)
@@ -205,6 +220,8 @@ class Distributor:
         need = self._needs.of(task)
         if need.allowed:
             self.queue.push(task, need)
+            if self.changed is not None:
+                self.changed.append(task)
         else:
             self._finish(now, task, FAILED, *why_nowhere(task, self.pool.devices))
 
@@ -269,6 +286,8 @@ class Distributor:
             task.state = COMPLETED
             task.finished_s = now
             self.open_tasks -= 1
+            if self.changed is not None:
+                self.changed.append(task)
         return _NO_ACTIONS
 
     def _on_failed(self, now: float, fact: AttemptFailed) -> Sequence[Action]:

@@ -58,6 +58,11 @@ class Needs:
         self._grown[task.index] = Demand(needed_bytes, asked.pin, asked.strategy, asked.sizes)
         return self._pool.allowed(self.of(task)) != 0
 
+    def forget(self, task: Task) -> None:
+        """Drop what was kept of a task that is final."""
+        self._crowded_out.discard(task.index)
+        self._grown.pop(task.index, None)
+
     def all(self) -> list[Need]:
         return [*self.known.values(), *self._solo.values()]
 

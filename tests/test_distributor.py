@@ -939,3 +939,39 @@ def test_when_hope_is_lost_all_who_wait_fail_with_the_reason_and_those_who_run_r
     assert {bench[i].error_code for i in (1, 2)} == {"device_lost"}
     assert bench[1].error == "nothing can change any more"
     assert (bench.distributor.open_tasks, bench.distributor.queue.count) == (1, 0)
+
+
+# --- a service without end --------------------------------------------------------------------------------------------
+
+
+def test_changed_holds_the_tasks_that_ended_or_were_queued_again() -> None:
+    bench = Bench(slots=2)
+    changed = bench.distributor.changed = []
+    bench.at(0.0, bench.submit(), bench.submit(), bench.submit())
+    assert changed == []
+    bench.at(1.0, finished(0), failed(1), cancel(2))
+    assert [(task.index, task.state) for task in changed] == [(0, "COMPLETED"), (1, "RUNNING"), (2, "CANCELLED")]
+
+
+def test_a_task_that_has_ended_can_be_forgotten_and_leaves_nothing_behind() -> None:
+    bench = Bench()
+    bench.at(0.0, bench.submit(), bench.submit())
+    bench.at(1.0, finished(0))
+    bench.distributor.forget(bench[0])
+    assert list(bench.distributor.tasks) == [1]
+    bench.at(2.0, finished(1))
+    assert bench[1].state == "COMPLETED"
+
+
+def test_a_task_is_not_forgotten_while_it_waits_or_runs_or_holds_its_device() -> None:
+    bench = Bench(slots=1)
+    bench.at(0.0, bench.submit(), bench.submit())
+    for index in (0, 1):
+        with pytest.raises(StateError, match="cannot be forgotten yet"):
+            bench.distributor.forget(bench[index])
+    bench.at(1.0, cancel(0))
+    with pytest.raises(StateError, match="still holds it"):
+        bench.distributor.forget(bench[0])
+    bench.at(2.0, stopped(0))
+    bench.distributor.forget(bench[0])
+    assert bench.states() == ["RUNNING"]

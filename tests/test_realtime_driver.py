@@ -432,3 +432,90 @@ def test_the_tasks_of_a_lost_device_finish_elsewhere() -> None:
     result = real_run([{"kind": "sleep", "duration_s": 0.3}] * 4, faults, retry_count=0)
     assert list(result.tasks.state) == ["COMPLETED"] * 4
     assert list(result.tasks.gpu_id) == [1] * 4
+
+
+# --- a service --------------------------------------------------------------------------------------------------------
+
+
+def served(*script: tuple[float, Callable[[Scene], None]], **overrides: Any) -> Scene:
+    """A scene that serves until its script is over and a second more."""
+    scene = Scene(**overrides)
+    steps = [(when, lambda _inbox, what=what: what(scene)) for when, what in script]
+    last = max(when for when, _ in script)
+    scene.clock.script = [(1000.0 + when, what) for when, what in steps]
+    scene.clock.script.append((1001.0 + last, lambda _inbox: scene.driver.stop()))
+    scene.driver.serve()
+    return scene
+
+
+def test_a_call_runs_on_the_drivers_thread_with_the_time_and_what_it_posts_is_applied_at_once() -> None:
+    told: list[tuple[float, int]] = []
+
+    def due(now: float, task: Task) -> None:
+        told.append((now, threading.get_ident()))
+        scene.driver.post(TaskSubmitted(task))
+
+    def step(at: Scene) -> None:
+        nonlocal scene
+        scene = at
+        at.driver.call(due, at.tasks(NOOP)[0])
+
+    scene: Any = None
+    served((0.5, step))
+    assert told == [(0.5, threading.get_ident())]
+    assert scene.backend.orders() == ["start 0.1 on 0"]
+    assert scene.task(0).started_s == 0.5
+
+
+def test_a_fact_that_a_call_returns_is_applied() -> None:
+    scene = served((0.5, lambda at: at.driver.call(lambda now, task: TaskSubmitted(task), at.tasks(NOOP)[0])))
+    assert scene.task(0).state == "RUNNING"
+
+
+def test_a_driver_that_drains_starts_nothing_more_and_lets_what_runs_end() -> None:
+    def submit(index: int) -> Callable[[Scene], None]:
+        tasks = [TaskSpec(kind="noop")] * (index + 1)
+        return lambda at: at.driver.call(lambda now, task: TaskSubmitted(task), at.tasks(*tasks)[index])
+
+    busy: list[bool] = []
+    scene = served(
+        (0.5, submit(0)),
+        (0.6, lambda at: at.driver.drain()),
+        (0.7, submit(1)),
+        (0.8, lambda at: busy.append(at.driver.busy)),
+        (0.9, lambda at: at.driver._inbox.put(AttemptFinished(0, 1))),
+        (1.2, lambda at: busy.append(at.driver.busy)),
+    )
+    assert scene.backend.orders() == ["start 0.1 on 0"]
+    assert [scene.task(index).state for index in (0, 1)] == ["COMPLETED", "QUEUED"]
+    assert busy == [True, False]
+
+
+def test_a_log_is_told_when_a_look_is_over() -> None:
+    looks: list[tuple[float, int]] = []
+
+    class Watcher:
+        facts = 0
+
+        def fact(self, now: float, fact: Fact) -> None:
+            self.facts += 1
+
+        def action(self, now: float, action: Any) -> None:
+            pass
+
+        def looked(self, now: float) -> None:
+            looks.append((now, self.facts))
+
+    scene = Scene()
+    watcher = Watcher()
+    driver = RealtimeDriver(
+        scene.distributor,
+        scene.backend,
+        clock=TurnedClock((0.5, posting(AttemptFinished(0, 1)))),
+        queue_processing_interval_s=LOOK_S,
+        health_check_interval_s=60.0,
+        log=watcher,
+    )
+    driver.run(scene.submit(NOOP))
+    assert looks[-1] == (0.5, watcher.facts)
+    assert [facts for _, facts in looks] == sorted(facts for _, facts in looks)

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import queue
 import time
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 from altlas_core.events import Fact
 
 
-class Arrival(NamedTuple):
-    """A fact posted by another thread, and when, on the clock."""
+class Call(NamedTuple):
+    """`due(now, arg)` is to be called on the driver's thread; a fact it returns is applied."""
 
-    fact: Fact
+    due: Callable[[float, Any], Fact | None]
+    arg: Any
+
+
+class Arrival(NamedTuple):
+    """What another thread has posted, and when, on the clock."""
+
+    news: Fact | Call
     clock_s: float
 
 
-News = Fact | Arrival
+News = Fact | Call | Arrival
 Inbox = queue.SimpleQueue[News | None]  # None only wakes the driver
 
 

@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 
 from altlas_core.backends.base import Backend
 from altlas_core.distributor import Distributor
-from altlas_core.drivers.clock import Arrival, Clock, Inbox, News
+from altlas_core.drivers.clock import Arrival, Call, Clock, Inbox, News
 from altlas_core.drivers.patience import Patience
 from altlas_core.events import (
     RANK_CANCEL,
@@ -79,7 +79,8 @@ class RealtimeDriver:
     """Drives a distributor and a backend by the clock. It is the backend's mailbox.
 
     A backend may have two methods more than the Protocol asks for: `poll(now)`, called at every look (at least each
-    `queue_processing_interval_s`), and `flush()`, called when a batch of orders has been given.
+    `queue_processing_interval_s`), and `flush()`, called when a batch of orders has been given. A log may have
+    `looked(now)`, called at the end of every look.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class RealtimeDriver:
         self._real = not all(spec.simulated for spec in specs)  # readings are taken by the clock
         self._poll: Callable[[float], None] = getattr(backend, "poll", _nothing)
         self._flush: Callable[[], None] = getattr(backend, "flush", _nothing)
+        self._looked: Callable[[float], None] = getattr(log, "looked", _nothing)
         self._inbox: Inbox = queue.SimpleQueue()
         self._own: deque[Fact] = deque()  # posted on the driver's thread: applied before it goes on
         self._thread: int | None = None
@@ -120,6 +122,7 @@ class RealtimeDriver:
         self._patience = Patience()
         self._news = False  # whether a fact was applied since the last decision
         self._stopping = False
+        self._draining = False
 
     # --- the mailbox ----------------------------------------------------------------------------------------------
 
@@ -128,6 +131,11 @@ class RealtimeDriver:
             self._own.append(fact)
         else:
             self._inbox.put(Arrival(fact, self._clock.monotonic()) if self._exact else fact)
+
+    def call(self, due: Due, arg: Any) -> None:
+        """Have `due(now, arg)` called soon on the driver's thread; a fact it returns is applied. Any thread."""
+        call = Call(due, arg)
+        self._inbox.put(Arrival(call, self._clock.monotonic()) if self._exact else call)
 
     def post_at(self, time_s: float, rank: int, due: Due, arg: Any) -> None:
         self._sequence = sequence = self._sequence + 1
@@ -147,6 +155,15 @@ class RealtimeDriver:
     def serve(self) -> None:
         """Run until `stop()`, from another thread: whoever likes posts TaskSubmitted and CancelRequested."""
         self._play((), until_done=False, close=True)
+
+    def drain(self) -> None:
+        """Start nothing more; what runs goes on. Any thread."""
+        self._draining = True
+
+    @property
+    def busy(self) -> bool:
+        """Whether an attempt holds a device. Any thread."""
+        return any(device.running for device in self._distributor.pool.devices)
 
     def stop(self) -> None:
         """Make `serve` or `run` return soon. Any thread."""
@@ -194,7 +211,7 @@ class RealtimeDriver:
         distributor = self._distributor
         if self._to_submit or distributor.open_tasks or not self._inbox.empty():
             return False
-        return not any(device.running for device in distributor.pool.devices)
+        return not self.busy
 
     def _run_s(self) -> float:
         """Seconds on the run's clock. Never behind what has been processed."""
@@ -230,6 +247,7 @@ class RealtimeDriver:
             self.now = max(self.now, now)
             self._telemetry.sample(self.now)
             self._next_sample_s = (now // self._telemetry.interval_s + 1) * self._telemetry.interval_s
+        self._looked(now)
 
     def _take_together(self, now: float, first: News | None) -> None:
         """Real devices alone: one `now` for all that has happened since the last look."""
@@ -239,8 +257,11 @@ class RealtimeDriver:
         while heap and heap[0][0] <= now:
             _, rank, _, due, arg = heappop(heap)
             batch.append((rank, len(batch), due, arg))
-        for fact in self._posted(first):
-            batch.append((RANKS[type(fact)], len(batch), None, fact))
+        for item in self._posted(first):
+            if type(item) is Call:
+                batch.append((RANK_SUBMIT, len(batch), item.due, item.arg))
+            else:
+                batch.append((RANKS[type(item)], len(batch), None, item))
         if len(batch) > 1:
             batch.sort()  # by (rank, position): positions are unique, so the comparison ends there
         for _, _, what, arg in batch:
@@ -252,10 +273,14 @@ class RealtimeDriver:
         """Simulated devices, alone or among others: all that has happened by now, each instant at its own time."""
         heap = self._heap
         for item in self._posted(first):
-            fact, time_s = item, look_s
+            news, time_s = item, look_s
             if type(item) is Arrival:
-                fact, time_s = item.fact, min(look_s, (item.clock_s - self._began_s) * self._pace)
-            self.post_at(max(self.now, time_s), RANKS[type(fact)], _as_planned, fact)
+                news, time_s = item.news, min(look_s, (item.clock_s - self._began_s) * self._pace)
+            time_s = max(self.now, time_s)
+            if type(news) is Call:
+                self.post_at(time_s, RANK_SUBMIT, news.due, news.arg)
+            else:
+                self.post_at(time_s, RANKS[type(news)], _as_planned, news)
         while heap and heap[0][0] <= look_s:
             now = max(self.now, heap[0][0])
             if not self._real:
@@ -308,7 +333,7 @@ class RealtimeDriver:
 
         What a decision brings about at once (a device gives an attempt back) is decided about in a next round.
         """
-        while self._news:
+        while self._news and not self._draining:
             self._news = False
             actions = self._distributor.dispatch(now)
             if actions:

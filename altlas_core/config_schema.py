@@ -26,6 +26,8 @@ MAX_SEED: Final = 2**63 - 1
 MAX_SPARES: Final = 64
 MIN_HEARTBEAT_S: Final = 0.1  # a busy computer may keep a healthy worker from answering for so long
 MAX_ENTRIES: Final = 1024
+MAX_NEW_TOKENS: Final = 1024  # of a prediction
+MIN_BODY_BYTES: Final = 1024
 
 _share = Number(0.0, 1.0, above=True)
 _interval = rules.seconds(MIN_INTERVAL_S, above=False)
@@ -67,6 +69,16 @@ def _device_entries(value: Any) -> tuple[str, ...]:
     except DeviceError as problem:
         raise RefusedError(str(problem)) from None
     return tuple(entry.strip() for entry in entries)
+
+
+def _optional_text(value: Any) -> str | None:
+    return None if value is None else rules.text(value)
+
+
+def _host_names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) and name.strip() for name in value):
+        raise RefusedError(f"{shown(value)} is not a list of host names; allowed: a list of texts, or an empty list")
+    return tuple(name.strip() for name in value)
 
 
 def _records(kind: type[T]) -> Rule:
@@ -179,6 +191,33 @@ class RunSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class PredictSettings:
+    """Text prediction through the API. `model` None is the one that comes with the package, else a folder that holds a
+    Hugging Face causal language model."""
+
+    model: str | None = key(None, _optional_text)
+    max_batch_delay: float = key(0.005, rules.seconds(above=False, high=10.0))
+    max_length: int = key(512, rules.whole(1, MAX_NEW_TOKENS, "tokens"))
+    max_text_chars: int = key(8192, rules.whole(1, 10**6, "characters"))
+    max_texts: int = key(1000, rules.whole(1, 100_000, "texts"))
+
+
+@dataclass(frozen=True, slots=True)
+class ApiSettings:
+    """`altlas serve`. `journal` None: altlas.sqlite3 in the working directory, or the next free one of its kind where
+    another server has that open."""
+
+    journal: str | None = key(None, _optional_text)
+    full_sync: bool = key(True, rules.boolean)
+    retention_age: float = key(604_800.0, rules.seconds())
+    retention_count: int = key(1_000_000, rules.whole(1, 10**9, "tasks"))
+    shutdown_grace: float = key(10.0, rules.seconds(above=False, high=86_400.0))
+    max_body_bytes: int = key(2**20, rules.whole(MIN_BODY_BYTES, 2**30, "bytes"))
+    allowed_hosts: tuple[str, ...] = key((), _host_names)
+    key_file: str | None = key(None, _optional_text)
+
+
+@dataclass(frozen=True, slots=True)
 class DetectionScenario:
     enabled: bool = key(True, rules.boolean)
 
@@ -264,4 +303,6 @@ class Settings:
     gpu: GpuSettings = section(GpuSettings)
     telemetry: TelemetrySettings = section(TelemetrySettings)
     run: RunSettings = section(RunSettings)
+    predict: PredictSettings = section(PredictSettings)
+    api: ApiSettings = section(ApiSettings)
     test: ScenarioSettings = section(ScenarioSettings)

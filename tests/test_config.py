@@ -40,6 +40,19 @@ CONTRACT = {
     "telemetry.interval": 1,
     "run.pace": 0,
     "run.time_scale": 1,
+    "predict.model": None,
+    "predict.max_batch_delay": 0.005,
+    "predict.max_length": 512,
+    "predict.max_text_chars": 8192,
+    "predict.max_texts": 1000,
+    "api.journal": None,
+    "api.full_sync": True,
+    "api.retention_age": 604_800,
+    "api.retention_count": 1_000_000,
+    "api.shutdown_grace": 10,
+    "api.max_body_bytes": 1_048_576,
+    "api.allowed_hosts": [],
+    "api.key_file": None,
     "test.detection.enabled": True,
     "test.basic_functionality.enabled": True,
     "test.basic_functionality.input_size": 1024,
@@ -237,6 +250,14 @@ NUMBERS = {
     "telemetry.interval": ["0", "-1", "0.0001"],
     "run.pace": ["-1"],
     "run.time_scale": ["0", "-1", "101"],
+    "predict.max_batch_delay": ["-1", "11"],
+    "predict.max_length": ["0", "1025", "1.5"],
+    "predict.max_text_chars": ["0", "1000001"],
+    "predict.max_texts": ["0", "100001"],
+    "api.retention_age": ["0", "-1"],
+    "api.retention_count": ["0", "1.5"],
+    "api.shutdown_grace": ["-1", "86401"],
+    "api.max_body_bytes": ["1023", "1073741825"],
     "seed": ["-1", "1.5"],
     "test.basic_functionality.input_size": ["0", "-1", "1048577"],
     "test.basic_functionality.output_size": ["0", "1.5"],
@@ -250,7 +271,9 @@ NUMBERS = {
 
 
 def test_every_numeric_key_has_its_bad_values_here() -> None:
-    numeric = {key for key, value in CONTRACT.items() if type(value) in (int, float) or value is None}
+    numeric = {
+        key for key, value in CONTRACT.items() if type(value) in (int, float) or key in ("gpu.memory_limit_bytes",)
+    }
     assert numeric == set(NUMBERS)
 
 
@@ -275,10 +298,19 @@ def test_what_is_no_usable_number_is_refused(key: str, text: str) -> None:
         load_config(None, {key: text}, {})
 
 
-@pytest.mark.parametrize("key", [key for key in CONTRACT if key not in ("gpu.memory_limit_bytes",)])
+@pytest.mark.parametrize("key", [key for key, value in CONTRACT.items() if value is not None])
 def test_null_is_no_value(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"^override {key}: null .*allowed: "):
         load_config(None, {key: None}, {})
+
+
+@pytest.mark.parametrize("key", ["predict.model", "api.journal", "api.key_file"])
+def test_a_path_is_text_or_nothing(key: str) -> None:
+    load_config(None, {key: None}, {})
+    load_config(None, {key: "here/it.is"}, {})
+    for wrong in (3, "' '", ["a"]):
+        with pytest.raises(ConfigError, match=rf"^override {key}: .*allowed: "):
+            load_config(None, {key: wrong}, {})
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ PACKAGE = Path(altlas_core.__file__).parent
 # dot) may know each other, without going round in a circle.
 LAYERS: dict[str, float] = {
     "errors": 0,
-    "model": 0,
-    "kinds": 0,
+    "model": 0.2,
+    "generation": 0,
+    "kinds": 0.2,
     "rules": 0.5,  # says which name is nearest, as errors does
     "yaml_text": 0,
     "gpu_model.catalog_data": 0,
@@ -53,6 +54,7 @@ LAYERS: dict[str, float] = {
     "scenarios.": 6,
     "figures.": 6,
     "report.": 7,
+    "text_models": 1,
     "live": 7,
     "api.": 7,
     "notebook": 7,

@@ -43,7 +43,8 @@ class Kind:
     memory_bytes: device memory it holds while it runs. flops, bytes_moved and link_bytes: per iteration; bytes_moved
     crosses the device's memory bus, link_bytes the link between host and device. kernel: whether it runs a kernel at
     all (only then `iterations` means something). needs_length: whether a task must say how long it runs. dtypes: the
-    number formats it knows. output_multiple: what output_size must be a multiple of.
+    number formats it knows. output_multiple: what output_size must be a multiple of. recorded: whether the record of a
+    workload may name it; the others are submitted through the API alone.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Kind:
     link_bytes: Callable[[Sizes], float] = _nothing
     dtypes: tuple[str, ...] = DTYPES
     output_multiple: int = 1
+    recorded: bool = True
 
 
 def linear_bytes(sizes: Sizes) -> int:
@@ -171,6 +173,16 @@ KINDS: Final[dict[str, Kind]] = {
             dtypes=("fp32",),
         ),
         _idle("call", "a function of yours, by import path; where devices are simulated it is a sleep", False),
+        Kind(
+            "text_generation",
+            "continues prompts; what it holds and costs follows from them and the text model, not from the sizes",
+            _no_bytes,
+            _nothing,
+            _nothing,
+            needs_length=False,
+            dtypes=("fp32",),
+            recorded=False,
+        ),
         _idle("sleep", "holds the device and computes nothing", needs_length=True),
         _idle("noop", "ends at once", needs_length=False),
         _idle("hang", "never looks whether it should stop; its worker must be killed", needs_length=True),

@@ -6,7 +6,10 @@ Times are seconds on the run's clock (0 = start of the run), memory is bytes, te
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    from altlas_core.generation import Generation
 
 TaskState = Literal["QUEUED", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"]
 QUEUED: Final = "QUEUED"
@@ -61,6 +64,7 @@ class TaskSpec:
     batch_id: str | None = None
     dtype: str = "fp32"
     call: Call | None = None
+    generation: Generation | None = None
 
 
 @dataclass(slots=True, eq=False)

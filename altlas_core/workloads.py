@@ -19,9 +19,17 @@ from altlas_core.model import PRIORITIES, Call, TaskSpec
 from altlas_core.rules import Number, RefusedError, Rule, shown
 
 _seconds = rules.seconds(above=False)
-_kind = rules.one_of(KINDS)
+_known_kind = rules.one_of([kind.name for kind in KINDS.values() if kind.recorded])
 _dtype = rules.one_of(DTYPES)
 _TORCH_NAMES: Final = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+def _kind(value: Any) -> str:
+    """A kind that a record may name."""
+    if isinstance(value, str) and value in KINDS and not KINDS[value].recorded:
+        recorded = ", ".join(kind.name for kind in KINDS.values() if kind.recorded)
+        raise RefusedError(f"'{value}' is submitted through the API of `altlas serve` only; allowed: {recorded}")
+    return _known_kind(value)
 
 
 def _kind_or_call(value: Any) -> str:

@@ -29,6 +29,7 @@ from altlas_core.events import (
 )
 from altlas_core.faults import Fault
 from altlas_core.gpu_model.catalog import CATALOG
+from altlas_core.gpu_model.generation import GenerationCost, generation_cost, simulated_detail
 from altlas_core.gpu_model.power import ThermalModel, decay_over, thermal_model
 from altlas_core.gpu_model.roofline import KernelCost, kernel_cost
 from altlas_core.model import Attempt, Demand, DeviceSample, DeviceSpec, TaskSpec
@@ -172,6 +173,9 @@ class SimulatedBackend:
         spec = task.spec
         cost = gpu.costs.get(task.demand)
         if cost is None:
+            if spec.generation is not None:  # never kept by demand: tasks that share one have prompts of their own
+                self._start_once(now, gpu, attempt, generation_cost(spec.generation, gpu.model))
+                return
             cost = gpu.costs[task.demand] = kernel_cost(spec, gpu.model)
         kernels = gpu.kernels
         if kernels:
@@ -199,6 +203,19 @@ class SimulatedBackend:
         self._post_at(now + duration_s, RANK_ENDED, due, attempt)
         if gpu.ends:
             self._plan_end(gpu)
+
+    def _start_once(self, now: float, gpu: _Gpu, attempt: Attempt, cost: KernelCost) -> None:
+        """Start an attempt that is one iteration of this cost."""
+        gpu.advance(now)
+        gpu.runs[attempt] = (cost, gpu.work_s)
+        gpu.memory_bytes += attempt.task.memory_bytes
+        if cost.seconds:
+            if not gpu.kernels:
+                gpu.busy_since_s = now
+            gpu.kernels += 1
+            gpu.activity += cost.activity
+        heappush(gpu.ends, (gpu.work_s + cost.seconds, attempt.task.index, attempt))
+        self._plan_end(gpu)
 
     def stop(self, now: float, attempt: Attempt, reason: str) -> None:
         gpu = self._gpus[attempt.gpu_id]
@@ -313,9 +330,17 @@ class SimulatedBackend:
         gpu.advance(now)
         work_at_end, _, attempt = heappop(gpu.ends)
         gpu.work_s = work_at_end  # it is there by plan; rounding must not leave a sliver of work
-        gpu.leave(now, attempt, gpu.runs.pop(attempt))
+        run = gpu.runs.pop(attempt)
+        gpu.leave(now, attempt, run)
         self._plan_end(gpu)
-        return AttemptFinished(attempt.task.index, attempt.number, float(attempt.task.spec.iterations or 0.0))
+        task = attempt.task
+        iterations = task.spec.iterations
+        if iterations is not None:
+            return AttemptFinished(task.index, attempt.number, float(iterations))
+        cost = run[0]
+        assert isinstance(cost, GenerationCost)
+        detail = simulated_detail(cost, gpu.model.name, now - attempt.started_s)
+        return AttemptFinished(task.index, attempt.number, 1.0, detail)
 
     def _crash(self, gpu_id: int, attempts: list[tuple[int, int]], error: str) -> WorkerCrashed:
         """A worker process serves a whole device: all that runs there goes down with it."""

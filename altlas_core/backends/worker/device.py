@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +20,7 @@ from altlas_core.backends.worker.memory import CudaMemory, Memory, Meter, Usage,
 from altlas_core.backends.worker.order import Order
 from altlas_core.backends.worker.precision import Precision
 from altlas_core.backends.worker.process_memory import ProcessMemory
+from altlas_core.backends.worker.turnstile import Turnstile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,40 +40,18 @@ _BALLAST_BYTES: Final = 1 << 20  # of host memory: thrown off when nothing else 
 _IDLE_KINDS: Final = frozenset({"sleep", "noop", "hang", "raise_error", "crash_worker"})
 
 
-class Turnstile:
-    """A lock that is passed on in the order of arrival; threading.Lock lets the same thread win again and again."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._taken = False
-        self._line: deque[threading.Lock] = deque()
-
-    def __enter__(self) -> None:
-        with self._guard:
-            if not self._taken:
-                self._taken = True
-                return
-            gate = threading.Lock()
-            gate.acquire()
-            self._line.append(gate)
-        gate.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        with self._guard:
-            if self._line:
-                self._line.popleft().release()
-            else:
-                self._taken = False
-
-
 WeightKey = tuple[int, int, str, int]  # rows, columns, number format, which of several alike
+ModelKey = tuple[str, str]  # "model", its name
 
 
 @dataclass(slots=True, eq=False)
 class Weight:
-    """A weight that tasks share. `sums` is what the check of their results once found out about it."""
+    """A weight that tasks share. `sums` is what the check of their results once found out about it.
 
-    tensor: Tensor
+    `tensor` is a Tensor, or for a text model all that computes with its weights.
+    """
+
+    tensor: Any
     size_bytes: int
     users: int = 0
     sums: Any = None
@@ -97,8 +76,9 @@ class WorkDevice:
         self.device = torch.device("cuda:0" if kind == "cuda" else "cpu")
         self._budget_bytes = memory_bytes
         self._reserved_bytes = 0
-        self._weights: OrderedDict[WeightKey, Weight] = OrderedDict()
+        self._weights: OrderedDict[WeightKey | ModelKey, Weight] = OrderedDict()
         self._lock = threading.Lock()
+        self._loading = threading.Lock()  # of a text model; taken before the other, which is never held for long
         self._mine = threading.local()
         self.memory: Memory = CudaMemory(torch, parts) if kind == "cuda" else ProcessMemory(cores)
         self.meter = Meter(self.memory)
@@ -229,6 +209,49 @@ class WorkDevice:
                     weight.users -= 1
                 self._reserved_bytes -= order.memory_bytes
                 self.meter.idle_changed(self._idle_bytes())
+
+    @contextmanager
+    def model(self, order: Order, name: str, load: Callable[[], tuple[Any, int]]) -> Iterator[Any]:
+        """The text model of this name as `load` gives it (with its bytes): loaded once, shared by all tasks.
+
+        Another one that nobody uses is let go of first. Meanwhile what the order reserves counts as reserved.
+        """
+        key: ModelKey = ("model", name)
+        self._mine.held = [key]
+        weight: Weight | None = None
+        with self._lock:
+            self._reserved_bytes += order.memory_bytes
+        try:
+            with self._loading:
+                weight = self._use_model(key)
+                if weight is None:
+                    made, size_bytes = load()
+                    if self.kind == "cuda":
+                        self.torch.cuda.synchronize()  # other streams may use it from here on
+                    with self._lock:
+                        weight = self._weights[key] = Weight(made, size_bytes, users=1)
+            yield weight.tensor
+        finally:
+            with self._lock:
+                if weight is not None:
+                    weight.users -= 1
+                self._reserved_bytes -= order.memory_bytes
+                self.meter.idle_changed(self._idle_bytes())
+
+    def _use_model(self, key: ModelKey) -> Weight | None:
+        """Become a user of this model if it is there; else make room for it."""
+        with self._lock:
+            weight = self._weights.get(key)
+            if weight is not None:
+                weight.users += 1
+                self._weights.move_to_end(key)
+            else:
+                others = [at for at, held in self._weights.items() if at[0] == key[0] and not held.users]
+                for other in others:
+                    del self._weights[other]
+            self._drop_idle()
+            self.meter.idle_changed(self._idle_bytes())
+            return weight
 
     def _take(self, taken: list[Weight], keys: list[WeightKey]) -> None:
         """Become a user of these weights, each as soon as it is there. With the lock held."""

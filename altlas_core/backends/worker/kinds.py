@@ -12,6 +12,7 @@ from typing import Any, Final
 from altlas_core.backends.worker.attention import run_attention
 from altlas_core.backends.worker.call import run_call
 from altlas_core.backends.worker.device import WorkDevice
+from altlas_core.backends.worker.generate import run_generation
 from altlas_core.backends.worker.linear import run_linear, run_mlp
 from altlas_core.backends.worker.order import Order
 from altlas_core.backends.worker.transfer import run_transfer
@@ -54,6 +55,7 @@ RUNNERS: Final[dict[str, Callable[[WorkDevice, Order, threading.Event, float], D
     "attention": run_attention,
     "transfer": run_transfer,
     "call": run_call,
+    "text_generation": run_generation,
     "sleep": run_sleep,
     "hang": run_hang,
     "raise_error": run_raise_error,

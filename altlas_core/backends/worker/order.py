@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from altlas_core.calls import search_paths
+from altlas_core.generation import Wired, wired
 from altlas_core.model import Attempt
 
 
@@ -22,6 +23,7 @@ class Order:
     memory_bytes: int
     dtype: str = "fp32"
     call: tuple[str, str, tuple[str, ...]] | None = None  # import path, arguments as JSON, where to look for modules
+    generation: Wired | None = None  # the text model's path and name, and the prompts when the attempt was started
 
 
 def pack(attempt: Attempt) -> tuple[Any, ...]:
@@ -30,4 +32,5 @@ def pack(attempt: Attempt) -> tuple[Any, ...]:
     spec = task.spec
     sizes = (spec.input_size, spec.output_size, spec.batch, task.memory_bytes)
     call = None if spec.call is None else (spec.call.target, spec.call.arguments, search_paths())
-    return (spec.kind, spec.duration_s, spec.iterations, *sizes, spec.dtype, call)
+    generation = None if spec.generation is None else wired(spec.generation)
+    return (spec.kind, spec.duration_s, spec.iterations, *sizes, spec.dtype, call, generation)

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="run scenarios and write reports/<run>/index.html"))
     _add_gpus(commands.add_parser("gpus", help="what is there, or what would be simulated"))
-    _add_serve(commands.add_parser("serve", help="the HTTP API (comes with a later version)"))
+    _add_serve(commands.add_parser("serve", help="the HTTP API"))
     config = commands.add_parser("config", help="look at settings").add_subparsers(
         dest="config_command", required=True, metavar="COMMAND"
     )
@@ -89,10 +89,10 @@ def _add_gpus(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1")
-    parser.add_argument("--port", default="8000", help="default 8000")
+    parser.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1; any other needs an API key")
+    parser.add_argument("--port", default="8000", help="default 8000; 0: any free one")
     _add_machine(parser)
-    parser.add_argument("--pace", metavar="X", help="simulated devices: 1 = real time")
+    parser.add_argument("--pace", metavar="X", help="simulated devices: 1 = real time (default), 10 = ten times that")
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from altlas_core.report.suite import RunOutcome
 
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells say it
+MAX_PORT: Final = 65_535
 DEFAULT_FILE: Final = "config.yaml"
 VERDICTS: Final = {"passed": "PASSED", "failed": "FAILED", "broke": "BROKE"}
 # flag -> the key it sets
@@ -65,10 +66,29 @@ def gpus(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def serve(_arguments: argparse.Namespace) -> int:
-    """`altlas serve`: announced in the command line, not there yet, and says so."""
-    print("altlas: serve (the HTTP API) is not part of this version yet; nothing was started.", file=sys.stderr)
-    return 2
+def serve(arguments: argparse.Namespace) -> int:
+    """`altlas serve`: the HTTP API, until a signal ends it."""
+    from altlas_core.backends.discover import discover
+    from altlas_core.experiment import check_pace
+
+    port = _port(arguments.port)
+    settings = _load(_config_path(arguments.config), _overrides(arguments), arguments)
+    if arguments.pace is not None and settings.run.pace == 0:
+        raise ConfigError("--pace 0: a service runs in real time; allowed: above 0, e.g. 1, or 10 for ten times faster")
+    machine = discover(settings)
+    check_pace(settings, machine.provenance)
+    _say_what_has_no_effect(arguments, machine.provenance)
+    try:
+        from altlas_core.api.server import run_server
+    except ImportError as error:
+        raise ConfigError(f"the HTTP API needs a package that is not installed: {error}; run make install") from None
+    return run_server(settings, machine, arguments.host, port)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not text.isascii() or not int(text) <= MAX_PORT:
+        raise ConfigError(f"--port {text}: is no port; allowed: a whole number from 0 (any free one) to {MAX_PORT}")
+    return int(text)
 
 
 def config_check(arguments: argparse.Namespace) -> int:
@@ -130,7 +150,7 @@ def _load(path: Path | None, overrides: Mapping[str, Any], arguments: argparse.N
 
 
 def _say_what_has_no_effect(arguments: argparse.Namespace, provenance: str) -> None:
-    if arguments.time_scale is not None and provenance == "simulated":
+    if getattr(arguments, "time_scale", None) is not None and provenance == "simulated":
         print("altlas: --time-scale is for real devices; on simulated ones it has no effect.", file=sys.stderr)
     if arguments.pace is not None and provenance == "measured":
         print("altlas: --pace is for simulated devices; on real ones it has no effect.", file=sys.stderr)

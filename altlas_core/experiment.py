@@ -82,7 +82,7 @@ def _run(
         settings, requests, faults = _scaled(settings, requests, faults)
     tasks = make_tasks(requests, settings.gpu, len(specs))
     distributor = Distributor(settings.gpu, specs, seed)
-    backend = _backend(settings, specs, seed)
+    backend = make_backend(settings, specs, seed)
     log = EventLog(log_header(settings, specs, seed))
     telemetry = Telemetry(distributor, backend, settings.telemetry.interval)
     if provenance == "simulated" and settings.run.pace == 0:
@@ -135,7 +135,8 @@ def check_pace(settings: Settings, provenance: str) -> None:
         )
 
 
-def _backend(settings: Settings, specs: Sequence[DeviceSpec], seed: int) -> Backend:
+def make_backend(settings: Settings, specs: Sequence[DeviceSpec], seed: int) -> Backend:
+    """The backend that these devices need: simulated, worker processes, or both behind one seam."""
     simulated = [spec for spec in specs if spec.simulated]
     real = [spec for spec in specs if not spec.simulated]
     if not real:

@@ -85,6 +85,7 @@ class Machine:
             "processes": [],
             "task_count": 0,
             "slots": 2,
+            "slots_used": 0,
             "uuid": f"GPU-{index:08x}-0000-4000-8000-000000000000",
         }
 
@@ -107,7 +108,8 @@ class Machine:
         return changed
 
     def _walk(self, gpu: dict[str, Any], processes: list[str]) -> None:
-        gpu["processes"], gpu["task_count"] = processes, len(processes)
+        gpu["processes"] = processes
+        gpu["task_count"] = gpu["slots_used"] = len(processes)
         if gpu["status"] != "LOST":
             self._read(gpu)
             self._trouble(gpu)

@@ -41,7 +41,14 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["run", "--reports-dir", "a_file/reports"], "cannot be written"),
         (["gpus", "--backend", "cud"], "Did you mean 'cuda'?"),
         (["config", "check", "missing.yaml"], "missing.yaml"),
-        (["serve"], "nothing was started"),
+        (["serve", "--host", "0.0.0.0"], "no API key is set"),
+        (["serve", "--port", "70000"], "allowed: a whole number from 0"),
+        (["serve", "--port", "http"], "--port http"),
+        (["serve", "--pace", "0"], "a service runs in real time"),
+        (["serve", "--set", "api.key_file=missing.keys"], "missing.keys"),
+        (["serve", "--set", "api.journal=no_folder/journal.sqlite3"], "no_folder"),
+        (["serve", "--set", "api.max_body_bytes=5"], "api.max_body_bytes"),
+        (["serve", "--set", "predict.model=no_folder"], "predict.model"),
     ],
 )
 def test_bad_input_is_one_message_and_status_2_and_nothing_starts(

@@ -16,6 +16,13 @@ export const STATES = {
 export const colourOf = (position) => `--gpu-${position % COLOURS}`;
 export const isDashed = (position) => position >= COLOURS;
 
+/** Several tasks may share a slot: they are computed together. */
+function running(gpu) {
+  if (!gpu.task_count) return "no task";
+  const tasks = gpu.task_count === 1 ? "1 task" : `${gpu.task_count} tasks`;
+  return `${tasks} in ${gpu.slots_used} of ${gpu.slots} slots`;
+}
+
 export class Card {
   /** `position` null: one of many, which has no colour of its own. */
   constructor(position, openTask) {
@@ -61,7 +68,7 @@ export class Card {
       ofTotal(gib(gpu.memory_used), gib(gpu.memory_total), "GiB", tenths));
     setText(this.temperature, celsius(gpu.temperature));
     setText(this.power, ofTotal(gpu.power_usage, gpu.power_limit, "W", count));
-    setText(this.slots, gpu.task_count ? `${gpu.task_count} of ${gpu.slots ?? NOT_READ} running` : "no task");
+    setText(this.slots, running(gpu));
     this.#drawProcesses(gpu.processes);
     setText(this.reason, gpu.reason ?? "");
     this.reason.hidden = !gpu.reason;

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -37,6 +38,7 @@ log = logging.getLogger("altlas.api")
 DEFAULT_QUEUE: Final = 10_000
 MOST_JOURNALS: Final = 100  # that servers in one folder may have
 BACKLOG: Final = 2048  # connections waiting to be accepted
+MOST_OPEN_FILES: Final = 65_536  # asked of the system, if it allows so many
 KEEP_ALIVE_S: Final = 65
 GARBAGE_THRESHOLDS: Final = (20_000, 20, 20)  # a full look, which stops everything, is seldom needed
 SWITCH_INTERVAL_S: Final = 0.001  # between Python threads: a request waits no longer than that for the scheduler's
@@ -80,6 +82,10 @@ def _settle_in() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:  # often 1024, and every connection is one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _parts(settings: Settings, machine: Machine, journal: Journal, model: TextModel) -> Parts:

@@ -20,7 +20,7 @@ export const isDashed = (position) => position >= COLOURS;
 function running(gpu) {
   if (!gpu.task_count) return "no task";
   const tasks = gpu.task_count === 1 ? "1 task" : `${gpu.task_count} tasks`;
-  return `${tasks} in ${gpu.slots_used} of ${gpu.slots} slots`;
+  return gpu.slots_used ? `${tasks} in ${gpu.slots_used} of ${gpu.slots} slots` : `${tasks}, just ended`;
 }
 
 export class Card {

@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest
 NOTEBOOKS := $(wildcard notebooks/[0-9][0-9]_*.ipynb)
 ARGS ?=
 
-.PHONY: help install install-test report test test-unit test-notebooks lint bench lab gpu-check clean
+.PHONY: help install install-test report serve test test-unit test-notebooks lint bench lab gpu-check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo 'make test       unit, notebook, API and browser tests                    (ARGS="-k name" goes to pytest)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make bench      the benchmarks behind docs/benchmarks.md'
+	@echo 'make serve      the HTTP API and its live page                           (ARGS="--devices cpu:1 ...")'
 	@echo 'make lab        JupyterLab on the notebooks'
 	@echo 'make gpu-check  what can only be shown on a CUDA device'
 	@echo 'make clean      remove caches and the virtual environment (reports stay)'
@@ -43,6 +44,9 @@ install-test: $(VENV)/.installed-test
 
 report: install
 	@$(BIN)/altlas run $(ARGS)
+
+serve: install
+	@$(BIN)/altlas serve $(ARGS)
 
 test: test-unit test-notebooks
 

@@ -1,6 +1,6 @@
 """What the journal of `altlas serve` costs: commits beside a busy thread, and reads of a journal of a million tasks.
 
-    python -m benchmarks.journal [--quick] [--json]
+    python -m benchmarks.journal [--quick]
 
 The busy thread stands for an event loop that is never idle: it writes a task, and an end for an earlier one, after each
 50 microseconds of work in Python. With so many in flight as a full server has, the rate is what both threads reach
@@ -9,7 +9,6 @@ together; with a few writes per second, the time from `write` to `done` is what 
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -20,7 +19,7 @@ from threading import Event, Semaphore
 from typing import Any
 
 from altlas_core.api.journal import FinalTask, Journal, NewBatch, NewTask
-from benchmarks.tables import table
+from benchmarks.timing import script
 
 PARAMS = json.dumps({"text": "Once upon a time there was a GPU that", "max_length": 128, "temperature": 0.7})
 OPTIONS = json.dumps({"strategy": None, "gpu_id": None})
@@ -191,35 +190,5 @@ def measure(quick: bool) -> dict[str, Any]:
         }
 
 
-def tables(found: dict[str, Any]) -> str:
-    rows = []
-    named = {f"empty, synchronous={name}": case for name, case in found["writes"].items()}
-    large = found["reads"]
-    named[f"of {large['tasks']:,} tasks, synchronous=FULL"] = {**large["flood"], **large, "idle_commit_ms": None}
-    for name, case in named.items():
-        cells = [_ms(case[key]) for key in ("commit_ms", "busy_commit_ms", "idle_commit_ms")]
-        rows.append((name, f"{case['tasks_per_s']:,.0f}", *cells))
-    head = ("journal", "tasks/s (2 writes)", "flood: ms", "200/s, busy: ms", "200/s, asleep: ms")
-    lists = [(f"list of 100: {name}", f"{seconds * 1e3:,.2f}") for name, seconds in large["list_s"].items()]
-    lists.append(("list of 100 batches of 100", f"{large['batches_s'] * 1e3:,.2f}"))
-    lists.append(("one task by id", f"{large['task_s'] * 1e3:,.3f}"))
-    lists.append(("open", f"{large['open_s'] * 1e3:,.0f}"))
-    about = f"{large['tasks']:,} tasks, {large['bytes_per_task']:,.0f} bytes each, built in {large['build_s']:.0f} s"
-    return table(head, rows) + "\n(p50, p99, max from write to done)\n\n" + table((about, "ms (median)"), lists)
-
-
-def _ms(found: dict[str, float] | None) -> str:
-    return "" if found is None else " / ".join(f"{found[key]:.2f}" for key in ("p50", "p99", "max"))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small run, to see that it works; not to be quoted")
-    parser.add_argument("--json", action="store_true", help="all results as JSON instead of tables")
-    options = parser.parse_args()
-    found = measure(options.quick)
-    print(json.dumps(found, indent=2) if options.json else tables(found))
-
-
 if __name__ == "__main__":
-    main()
+    script(__doc__, measure)

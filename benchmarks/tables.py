@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable
+
+from benchmarks import api_tables
+from benchmarks.layout import Found, between, table
 
 MIB = 1024**2
-Found = dict[str, Any]
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns padded to one width, so that it reads well as text too; all but the first to the right."""
-    lines = [list(head), *map(list, rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    marks = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-
-    def text(cells: Sequence[str]) -> str:
-        first = cells[0].ljust(widths[0])
-        rest = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-        return "| " + " | ".join([first, *rest]) + " |"
-
-    return "\n".join([text(lines[0]), text(marks), *map(text, lines[1:])])
-
-
-def between(values: Found, scale: float = 1.0, digits: int = 0) -> str:
-    """median (lowest to highest)"""
-    low, median, high = (f"{values[key] * scale:,.{digits}f}" for key in ("min", "median", "max"))
-    return f"{median} ({low} to {high})"
 
 
 def scheduler(found: Found) -> str:
@@ -142,4 +123,9 @@ TABLES: dict[str, Callable[[Found], str]] = {
     "kills": kills,
     "suite": suite,
     "import_time": import_time,
+    "http_api": api_tables.http_api,
+    "journal": api_tables.journal,
+    "generation": api_tables.generation,
+    "generation_api": api_tables.generation_api,
+    "api_memory": api_tables.api_memory,
 }

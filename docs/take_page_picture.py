@@ -22,7 +22,7 @@ from playwright.sync_api import sync_playwright
 HERE = Path(__file__).resolve().parent
 MAX_BYTES = 200_000
 PORT = 8951
-LOADED_S = 200.0
+LOADED_S = 120.0
 SERVE = ("--devices", "6x A100", "--devices", "2x H100")
 PROMPTS = ("Return the number of", "Open a file and ", "Raise ValueError if ", "This module provides ", "The class")
 
@@ -65,10 +65,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, serving(folder) as base, sync_playwright() as playwright:
         load(base, LOADED_S)
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1300, "height": 1180})
+        page = browser.new_page(viewport={"width": 1300, "height": 1060})
         page.goto(base)
         page.wait_for_selector(".main-svg")
         load(base, 3.0)
+        for _ in range(4):
+            httpx.post(f"{base}/api/v1/predict/batch", json={"texts": list(PROMPTS) * 160, "max_length": 500})
+        time.sleep(1.2)  # so that the page has heard of them
         page.screenshot(path=picture)
         browser.close()
     size = picture.stat().st_size

@@ -26,7 +26,15 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A thousandth of real time: what is running stays so."""
     arguments = ("--backend", "simulated", "--devices", "1x T4", "--pace", "0.001")
     more = ("--set", "gpu.workload.max_concurrent_tasks_per_gpu=1", "--set", "gpu.workload.batch_size=2")
-    with serving(tmp_path_factory.mktemp("slow"), *arguments, *more, "--set", "gpu.workload.max_queue=40") as served:
+    with serving(
+        tmp_path_factory.mktemp("slow"),
+        *arguments,
+        *more,
+        "--set",
+        "gpu.workload.max_queue=40",
+        "--set",
+        "api.shutdown_grace=0",
+    ) as served:
         yield served
 
 

@@ -79,6 +79,7 @@ class Distributor:
         self.open_tasks = 0
         self.stale: Counter[str] = Counter()
         self.changed: list[Task] | None = None
+        self._forgotten_to = -1  # the highest index of a task that is forgotten
         self._max_queue = settings.workload.max_queue
         self.bounded = self._max_queue > 0
         self._arrived: list[Task] = []  # of this instant; only kept where the queue is bounded
@@ -111,15 +112,17 @@ class Distributor:
         return self.queue.waiting(self._needs.all())
 
     def forget(self, task: Task) -> None:
-        """Keep nothing of a final task whose last attempt has let go of its device: for a service without end.
+        """Keep nothing of a final task whose last attempt has let go of its device: for a service without end, which
+        submits tasks in the order of their indexes. A fact that still comes is stale.
 
-        Raises StateError for any other task. No fact about it may come afterwards.
+        Raises StateError for any other task.
         """
         attempt = task.attempt
         if task.state not in FINAL_STATES or (attempt is not None and attempt.ended_s is None):
             raise StateError(f"cannot be forgotten yet: {story(task)}")
         self.tasks.pop(task.index, None)
         self._needs.forget(task)
+        self._forgotten_to = max(self._forgotten_to, task.index)
 
     # --- decisions ------------------------------------------------------------------------------------------------
 
@@ -227,6 +230,9 @@ class Distributor:
 
     def _on_cancel(self, now: float, fact: CancelRequested) -> Sequence[Action]:
         task = self.tasks.get(fact.task_index)
+        if task is None and fact.task_index <= self._forgotten_to:
+            self.stale["CancelRequested"] += 1
+            return _NO_ACTIONS
         if task is None:
             raise StateError(f"task-{fact.task_index:06d} cannot be cancelled: it was never submitted")
         if task.state in FINAL_STATES:
@@ -246,9 +252,11 @@ class Distributor:
 
     # --- attempts -------------------------------------------------------------------------------------------------
 
-    def _known_task(self, fact: Fact, index: int, number: int) -> Task:
-        """The task a fact is about. Raises StateError if it, or this attempt of it, never was."""
+    def _known_task(self, fact: Fact, index: int, number: int) -> Task | None:
+        """The task a fact is about; None if it is forgotten. Raises StateError if it, or this attempt, never was."""
         task = self.tasks.get(index)
+        if task is None and index <= self._forgotten_to:
+            return None
         if task is None or not 1 <= number <= task.attempts:
             known = "it was never submitted" if task is None else story(task)
             raise StateError(f"{type(fact).__name__} for attempt {number} of task-{index:06d}: {known}")
@@ -256,7 +264,8 @@ class Distributor:
 
     def _current(self, fact: AttemptFinished | AttemptFailed | AttemptStopped) -> Attempt | None:
         """The attempt a fact is about, or None if it came too late. Raises StateError if there never was one."""
-        attempt = self._known_task(fact, fact.task_index, fact.attempt).attempt
+        task = self._known_task(fact, fact.task_index, fact.attempt)
+        attempt = None if task is None else task.attempt
         if attempt is None or attempt.number != fact.attempt or attempt.ended_s is not None:
             self.stale[type(fact).__name__] += 1
             return None
@@ -327,9 +336,9 @@ class Distributor:
         for index, number in fact.attempts:
             self._known_task(fact, index, number)
         for index, number in fact.attempts:
-            task = self.tasks[index]
-            attempt = task.attempt
-            if attempt is None or attempt.number != number or attempt.ended_s is not None:
+            task = self.tasks.get(index)
+            attempt = None if task is None else task.attempt
+            if task is None or attempt is None or attempt.number != number or attempt.ended_s is not None:
                 self.stale["WorkerCrashed"] += 1
                 continue
             self._end_attempt(now, attempt, "worker_crashed" if fact.blamed else "worker_replaced")

@@ -89,9 +89,9 @@ def find_chromium() -> str | None:
     return next((found for name in names if (found := shutil.which(name))), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """A headless Chromium of this machine, driven by playwright."""
+    """A headless Chromium of this machine, driven by playwright, whose event loop must not outlive the module."""
     path = find_chromium()
     if path is None:
         pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")

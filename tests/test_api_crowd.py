@@ -17,7 +17,7 @@ import pytest
 import uvicorn
 from serving import Served, serving
 
-from altlas_core.api.hub import MOST_CHARACTERS, MOST_WAITING, Hub, Listener
+from altlas_core.api.hub import EVERY_S, LAGGED, MOST_WAITING, Hub, Listener, event
 from altlas_core.api.protocol import Protocol
 from altlas_core.api.records import Prediction
 
@@ -318,29 +318,65 @@ def prediction(number: int, text: str = "a") -> Prediction:
 
 
 def test_a_listener_that_does_not_read_costs_a_bounded_amount_and_is_told_that_it_missed_something() -> None:
-    for size in (10, 1000, MOST_CHARACTERS // 3, MOST_CHARACTERS * 2):
-        listener = Listener()
-        for _ in range(3 * MOST_WAITING):
-            listener.put("x" * size)
-            assert len(listener.waiting) <= MOST_WAITING
-            assert len(listener.waiting) == 1 or sum(map(len, listener.waiting)) <= MOST_CHARACTERS
-        assert listener.take().startswith("event: lagged\n")
-        assert listener.take() == ""
-        listener.put("y")
-        assert listener.take() == "y"
+    listener = Listener()
+    for place in range(3 * MOST_WAITING):
+        listener.put(b"task %d" % place)
+        listener.put(b"gpus %d" % place, "gpus")
+        assert len(listener.waiting) <= MOST_WAITING
+        assert len(listener.latest) == 1
+    assert listener.take() == LAGGED
+    assert listener.take() == b"gpus %d" % (3 * MOST_WAITING - 1)  # of a state the latest is enough
+    assert listener.take() == b"task %d" % (2 * MOST_WAITING)
+    while listener.take() is not None:
+        pass
+    listener.put(b"y")
+    assert listener.take() == b"y"
+    assert listener.take() is None
+
+
+def test_all_listeners_share_what_waits_for_them() -> None:
+    async def both() -> None:
+        hub = make_hub()
+        streams = [hub.stream() for _ in range(2)]
+        for stream in streams:
+            await anext(stream)
+        hub.tick()
+        hub.changed(prediction(1))
+        await asyncio.sleep(2 * EVERY_S)
+        first, second = hub._listeners
+        assert first.waiting[0] is second.waiting[0]
+        assert first.latest["gpus"] is second.latest["gpus"]
+
+    asyncio.run(both())
+
+
+def test_several_ticks_in_a_row_are_told_as_one() -> None:
+    async def counted() -> int:
+        made: list[int] = []
+        hub = Hub(lambda: {"made": made.append(1)}, dict)
+        stream = hub.stream()
+        await anext(stream)
+        for _ in range(100):
+            hub.tick()
+        await asyncio.sleep(0)
+        return len(made)
+
+    assert asyncio.run(counted()) == 2  # at the beginning, and for the hundred
 
 
 def test_a_slow_listener_holds_up_nobody_and_one_that_left_is_forgotten() -> None:
     async def both() -> None:
         hub = make_hub()
         slow, quick = hub.stream(), hub.stream()
-        assert (await anext(slow)).startswith("event: status\n")
-        assert (await anext(quick)).startswith("event: status\n")
-        for _ in range(MOST_WAITING + 10):
-            hub.tick()
-            assert "event: gpus\n" in await anext(quick)
-        assert (await anext(slow)).startswith("event: lagged\n")
+        assert (await anext(slow)).startswith(b"event: status\n")
+        assert (await anext(quick)).startswith(b"event: status\n")
+        for place in range(MOST_WAITING + 10):
+            hub._tell(event("task", str(place)))
+            assert (await anext(quick)).startswith(b"event: ")
+        assert await anext(slow) == LAGGED
         await slow.aclose()  # type: ignore[attr-defined]
+        while (await anext(quick)) != event("task", str(MOST_WAITING + 9)):
+            pass
         waiting = asyncio.ensure_future(anext(quick))
         await asyncio.sleep(0)
         waiting.cancel()
@@ -355,16 +391,16 @@ def test_of_many_changes_of_a_task_the_last_is_told_and_at_the_end_every_stream_
     async def heard() -> str:
         hub = make_hub()
         stream = hub.stream()
-        texts = [await anext(stream)]
+        told = [await anext(stream), await anext(stream)]
         task = prediction(1, "long " * 1000)
         for status in ("QUEUED", "RUNNING", "COMPLETED"):
             task.status = status
             hub.changed(task)
-        texts.append(await asyncio.wait_for(anext(stream), 5))
+        told.append(await asyncio.wait_for(anext(stream), 5))
         asyncio.get_running_loop().call_soon(hub.close)
-        texts += [text async for text in stream]
+        told += [each async for each in stream]
         assert not hub._listeners
-        return "".join(texts)
+        return b"".join(told).decode()
 
     text = asyncio.run(heard())
     (told,) = [part.partition("data: ")[2] for part in text.split("\n\n") if part.startswith("event: task\n")]

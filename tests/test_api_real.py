@@ -59,6 +59,13 @@ def test_above_temperature_0_answers_differ(server: Served) -> None:
     assert len(texts) > 1
 
 
+def test_a_temperature_of_next_to_nothing_is_as_good_as_0(server: Served) -> None:
+    greedy_text = greedy(server, "Return the", 16)["text"]
+    for temperature in (1e-300, 1e-308):
+        told = server.predict("Return the", wait=60, temperature=temperature, max_length=16)
+        assert told["task"]["result"]["text"] == greedy_text
+
+
 def test_a_gpu_option_for_a_device_that_is_not_there_is_refused(server: Served) -> None:
     answer = server.client.post("/api/v1/predict", json={"text": "a", "gpu_options": {"gpu_id": 1}})
     assert answer.status_code == 422

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,8 +17,9 @@ from altlas_core.config import load_config
 from altlas_core.distributor import Distributor
 from altlas_core.drivers.clock import Inbox
 from altlas_core.drivers.realtime import RealtimeDriver
+from altlas_core.events import AttemptFinished, WorkerCrashed
 from altlas_core.faults import Fault
-from altlas_core.generation import Prompt, TextModel
+from altlas_core.generation import Prompt, TextModel, reserved_bytes
 
 MODEL = TextModel("made-up", None, 4, 128, 128, 257, 1024, 850_000, 8)
 
@@ -59,7 +61,8 @@ class Stand:
         self.distributor = Distributor(self.settings.gpu, specs, 1)
         self.news: list[News] = []
         self.clock = HandClock()
-        self.desk = Desk(self.settings, self.distributor, MODEL, 1.0, self.news.append)
+        self._started: list[tuple[list[int], int, float]] = []
+        self.desk = Desk(self.settings, self.distributor, MODEL, 1.0, self.hear)
         self.backend = SimulatedBackend(specs, 85.0)
         self.driver = RealtimeDriver(
             self.distributor,
@@ -72,6 +75,10 @@ class Stand:
         self.desk.attach(self.driver)
         self.clock.stop = self.driver.stop
         self.number = 0
+
+    def hear(self, news: News) -> None:
+        self.news.append(news)
+        self._started += [(each.numbers, each.gpu_id, self.driver.now) for each in news.started]
 
     def entry(self, tokens: int = 128, batch: int | None = None, **like: Any) -> Entry:
         self.number += 1
@@ -114,6 +121,11 @@ class Stand:
     def retries(self) -> list[str]:
         told = [[*news.retries, *(requeued.code for requeued in news.requeued)] for news in self.news]
         return [code for codes in told for code in codes]
+
+    @property
+    def started_at(self) -> list[tuple[list[int], int, float]]:
+        """As `starts`, with when, on the run's clock."""
+        return self._started
 
     @property
     def finals(self) -> dict[int, str]:
@@ -324,3 +336,35 @@ def test_whatever_happens_every_prediction_ends_exactly_once(
     assert stand.distributor.open_tasks == 0
     assert stand.distributor.tasks == {}
     assert not stand.driver.busy
+
+
+def test_what_waits_for_other_gpus_does_not_keep_a_prediction_from_an_idle_one() -> None:
+    stand = Stand("2x A100", delay_s=1.0, **{"gpu.workload.max_concurrent_tasks_per_gpu": 1})
+    pinned = stand.at(1.0, *(stand.entry(512, batch=1, pin=0) for _ in range(64)))
+    free, other = stand.at(1.010, stand.entry(16))[0], stand.at(1.030, stand.entry(16, pin=1))[0]
+    stand.run()
+    begun = {numbers[0]: (gpu_id, at) for numbers, gpu_id, at in stand.started_at}
+    assert begun[pinned[0]][0] == 0
+    assert begun[free] == (1, pytest.approx(1.010, abs=0.001))
+    assert begun[other] == (1, pytest.approx(1.030, abs=0.001))
+
+
+def test_where_memory_does_not_suffice_for_a_whole_piece_fewer_are_computed_together() -> None:
+    rows, room = 8, reserved_bytes(MODEL, 2, 1024)
+    stand = Stand("1x A100", **{"gpu.workload.batch_size": rows, "gpu.memory_limit_bytes": room})
+    batch = stand.at(1.0, *(stand.entry(1000, batch=1) for _ in range(5)))
+    (alone,) = stand.at(5.0, stand.entry(1000))
+    stand.run(60.0)
+    assert [numbers for numbers, _ in stand.starts] == [batch[:2], batch[2:4], batch[4:], [alone]]
+    assert set(stand.finals.values()) == {"COMPLETED"}
+
+
+def test_a_late_fact_about_a_task_that_is_forgotten_changes_nothing() -> None:
+    stand = Stand("1x A100")
+    stand.at(1.0, stand.entry(16))
+    stand.clock.script.append((2.0, lambda: stand.driver.post(AttemptFinished(0, 1))))
+    stand.clock.script.append((2.0, lambda: stand.driver.post(WorkerCrashed(0, ((0, 1),), "late"))))
+    (number,) = stand.at(3.0, stand.entry(16))
+    stand.run()
+    assert stand.finals[number] == "COMPLETED"
+    assert stand.distributor.stale == {"AttemptFinished": 1, "WorkerCrashed": 1}

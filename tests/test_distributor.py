@@ -975,3 +975,15 @@ def test_a_task_is_not_forgotten_while_it_waits_or_runs_or_holds_its_device() ->
     bench.at(2.0, stopped(0))
     bench.distributor.forget(bench[0])
     assert bench.states() == ["RUNNING"]
+
+
+def test_a_fact_about_a_forgotten_task_is_stale_and_one_about_a_task_that_never_was_is_impossible() -> None:
+    bench = Bench()
+    bench.at(0.0, bench.submit(), bench.submit())
+    bench.at(1.0, finished(0), finished(1))
+    bench.distributor.forget(bench[1])
+    bench.at(2.0, finished(1), failed(1), stopped(1), cancel(1), crashed((1, 1)))
+    assert sum(bench.distributor.stale.values()) == 5
+    for fact in (finished(2), cancel(2), crashed((2, 1))):
+        with pytest.raises(StateError):
+            bench.at(3.0, fact)

@@ -18,6 +18,7 @@ from json.encoder import encode_basestring_ascii as quoted
 from typing import Final, TextIO
 
 BACKLOG_LINES: Final = 20_000
+FLUSH_BYTES: Final = 1 << 18  # after so much what is left is cut off once, instead of after each piece
 PIPE_BYTES: Final = 4096  # a pipe or terminal that polls as writable takes this much without waiting (PIPE_BUF)
 PATH_CHARS: Final = 1024  # of a path that are logged
 LOGGERS: Final = ("altlas.api", "uvicorn.error")
@@ -120,7 +121,14 @@ class LineLog:
     def _write(self) -> None:
         """Write some of the rest. Raises OSError or ValueError when the stream is closed or full."""
         if self._descriptor is not None:
-            self._rest = self._rest[os.write(self._descriptor, self._rest[:PIPE_BYTES]) :]
+            whole, written = memoryview(self._rest), 0
+            try:
+                while written < min(len(whole), FLUSH_BYTES):
+                    written += os.write(self._descriptor, whole[written : written + PIPE_BYTES])
+                    if written < len(whole) and not _takes_more(self._descriptor, 0.0):
+                        break
+            finally:
+                self._rest = bytes(whole[written:])
             return
         if self._stream is None:
             raise ValueError("no stream")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,7 @@ from starlette.routing import Match
 from altlas_core import __version__
 from altlas_core.api.errors import ApiError
 from altlas_core.api.gate import OPEN_PATHS, Gate
+from altlas_core.api.journal import JournalError
 from altlas_core.api.metrics import CONTENT_TYPE
 from altlas_core.api.page import page_routes
 from altlas_core.api.parsing import refused
@@ -25,6 +27,8 @@ from altlas_core.api.schemas import BatchRequest, Health, PredictRequest, Ready
 if TYPE_CHECKING:
     from altlas_core.api.keys import HostNames, Keys
     from altlas_core.api.service import Service
+
+log = logging.getLogger("altlas.api")
 
 ABOUT: Final = """Text prediction over a pool of GPUs: real, or simulated. Every error is
 `{"error": "what is wrong and what to do", "code": "..."}`. Where keys are set, send `Authorization: Bearer KEY`."""
@@ -87,6 +91,13 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def api_error(_request: Request, error: ApiError) -> Response:
         return error.response()
+
+    @app.exception_handler(JournalError)
+    async def unreadable(_request: Request, error: JournalError) -> Response:
+        log.error("the journal could not be read: %s", error)
+        return ApiError(
+            "not_ready", "the journal cannot be read; see the server's log", {"Retry-After": "10"}
+        ).response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> Response:

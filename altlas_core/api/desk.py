@@ -9,6 +9,7 @@ at once where a GPU is idle; otherwise it joins a piece of its like that has not
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ from altlas_core.model import (
     Task,
     TaskSpec,
 )
+
+log = logging.getLogger("altlas.api")
 
 SMALLEST_BUCKET: Final = 64  # tokens; pieces reserve memory for a power of two of them, so that few Demands differ
 Like = tuple[str, str, int | None]  # priority, strategy, pin: what joins one piece must agree on these
@@ -155,6 +158,8 @@ class Desk:
         self._demands: dict[tuple[Any, ...], Demand] = {}
         self._begun: list[Attempt] = []
         self._finals: list[FinalTask] = []  # of cancelled predictions
+        self._promised = 0  # pieces submitted in this look that have not started
+        self._narrow: set[int] = set()  # sizes for which fewer rows than batch_size fit
         self._lingering: list[Task] = []  # final, but their attempt still holds its device
 
     def attach(self, driver: RealtimeDriver) -> None:
@@ -168,9 +173,11 @@ class Desk:
     def action(self, now: float, action: Action) -> None:
         if type(action) is Attempt:
             self._begun.append(action)
+            self._promised -= self._promised > 0
 
     def looked(self, now: float) -> None:
         """Tell what has changed since the last look: of each piece how it is now, whatever it went through."""
+        self._promised = 0
         if not (self._changed or self._begun or self._finals or self._lingering):
             return
         news = News(finals=self._finals)
@@ -223,29 +230,27 @@ class Desk:
 
     def take(self, now: float, entries: Sequence[Entry]) -> None:
         """Make pieces of them and submit those that need not wait."""
-        idle = self._idle()
         at = 0
         while at < len(entries):
             entry = entries[at]
             if entry.batch is None:
-                idle -= self._take_single(now, entry, idle)
+                self._take_single(now, entry)
                 at += 1
                 continue
+            rows = self._fitting_rows(entries[at : at + self._rows])
             end = at + 1
-            while end < len(entries) and end - at < self._rows and entries[end].batch == entry.batch:
+            while end < len(entries) and end - at < rows and entries[end].batch == entry.batch:
                 end += 1
             self._submit(self._new_piece(now, entries[at:end], end - at))
-            idle -= 1
             at = end
 
     def _idle(self) -> int:
-        """How many GPUs run nothing and will not be given what waits already."""
+        """How many GPUs run nothing and are not promised. What waits from before does not count: it was passed over."""
         pool = self._distributor.pool
-        return (pool.open & pool.by_load[0]).bit_count() - self._distributor.queue.count
+        return (pool.open & pool.by_load[0]).bit_count() - self._promised
 
-    def _take_single(self, now: float, entry: Entry, idle: int) -> bool:
-        """Returns whether it took an idle GPU."""
-        at_once = idle > 0 and self._has_idle(entry.like)
+    def _take_single(self, now: float, entry: Entry) -> None:
+        at_once = self._idle() > 0 and self._has_idle(entry.like)
         if not at_once:
             piece = self._joinable.get(entry.like)
             if piece is not None and piece.open and piece.tokens >= self._bucket([entry]):
@@ -253,13 +258,12 @@ class Desk:
                 self._piece_of[entry.number] = piece
                 if not piece.submitted and len(piece.entries) >= piece.rows:
                     self._submit(piece)
-                return False
-        piece = self._joinable[entry.like] = self._new_piece(now, [entry], self._rows)
+                return
+        piece = self._joinable[entry.like] = self._new_piece(now, [entry], self._fitting_rows([entry]))
         if at_once or not self._delay_s or piece.rows == 1:
             self._submit(piece)
         else:
             self._driver.post_at(now + self._delay_s, RANK_SUBMIT, self._submit_held, piece)
-        return at_once
 
     def _has_idle(self, like: Like) -> bool:
         """Whether a GPU it may use runs nothing. For single_gpu that is one GPU, which may be promised already."""
@@ -306,7 +310,22 @@ class Desk:
         most = max(entry.prompt.tokens + entry.prompt.max_new_tokens for entry in entries)
         return min(self._model.context, max(SMALLEST_BUCKET, 1 << (most - 1).bit_length()))
 
+    def _fitting_rows(self, entries: Sequence[Entry]) -> int:
+        """Rows of a piece for these: batch_size, or half of it again and again until a device has the memory."""
+        pin, tokens = entries[0].like[2], self._bucket(entries)
+        devices = self._distributor.pool.devices
+        usable = [device for device in (devices if pin is None else devices[pin : pin + 1]) if not device.lost]
+        room = max((device.capacity_bytes for device in usable), default=0)
+        rows = self._rows
+        while rows > 1 and reserved_bytes(self._model, rows, tokens) > room:
+            rows //= 2
+        if rows < self._rows and tokens not in self._narrow:
+            self._narrow.add(tokens)
+            log.info("texts of up to %d tokens are computed %d at a time: more do not fit", tokens, rows)
+        return rows
+
     def _submit(self, piece: Piece) -> None:
+        self._promised += 1
         piece.submitted = True
         self._driver.post(TaskSubmitted(piece.task))
 

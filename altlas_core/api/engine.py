@@ -88,7 +88,9 @@ class Engine:
         self.counts.pop(QUEUED, None)
         self.tokens = self.prompt_tokens = 0
         self.run_on: dict[int, dict[int, None]] = {device.gpu_id: {} for device in distributor.pool.devices}
-        self._ends: deque[tuple[float, int]] = deque()  # (Unix seconds, predictions that ended then), of the last while
+        self._ends: deque[tuple[float, int]] = (
+            deque()
+        )  # (monotonic seconds, predictions that ended then), of the last while
         self._next_number = parts.journal.next_task_id
         self._batch: list[tuple[list[Prediction], Idempotent | None, asyncio.Future[None]]] = []
         self._unwritten: list[News] = []  # ends that the journal could not take yet
@@ -336,7 +338,7 @@ class Engine:
     def _publish_finals(self, news: News, error: BaseException | None) -> None:
         if error is not None:
             log.error("%d results could not be written to the journal: %s", len(news.finals), error)
-        now = time.time()
+        now = time.monotonic()
         self._trim_ends(now)
         self._ends.append((now, len(news.finals)))
         metrics = self.parts.metrics
@@ -460,9 +462,11 @@ class Engine:
         return None if stored is None else self.view(stored)
 
     def view(self, stored: StoredBatch) -> BatchView:
-        """What is stored of a batch, with its running tasks as they are."""
+        """What is stored of a batch, with its running tasks as they are. Any thread."""
         number = stored.id
         counts: Counter[str] = Counter(stored.counts)
+        if not counts[QUEUED]:
+            return BatchView(number, stored.size, stored.priority, stored.created_at, counts)
         here = (self.live.get(each) for each in range(number, number + stored.size))
         running = min(counts[QUEUED], sum(each is not None and each.status == RUNNING for each in here))
         counts[RUNNING] += running
@@ -474,7 +478,7 @@ class Engine:
 
     def rate_per_s(self) -> float:
         """Predictions that ended per second, over the last while."""
-        self._trim_ends(time.time())
+        self._trim_ends(time.monotonic())
         return sum(count for _, count in self._ends) / RATE_S
 
     def _trim_ends(self, now: float) -> None:

@@ -16,44 +16,53 @@ from typing import Any, Final
 from altlas_core.api.records import SHOWN_CHARACTERS, Prediction, live_json
 
 EVERY_S: Final = 0.1  # between two deliveries of task events
-MOST_WAITING: Final = 1024  # events for one listener
-MOST_CHARACTERS: Final = 2**22  # of them: with many GPUs a single event is half a megabyte
+MOST_WAITING: Final = 1024  # task events for one listener
 MOST_LISTENERS: Final = 1000
 HEARTBEAT_S: Final = 15.0
 
 
-def event(name: str, data: str) -> str:
-    return f"event: {name}\ndata: {data}\n\n"
+def event(name: str, data: str) -> bytes:
+    return f"event: {name}\ndata: {data}\n\n".encode()
+
+
+LAGGED: Final = event("lagged", "{}")
 
 
 class Listener:
-    """One connection's share of the events."""
+    """One connection's share of the events. What waits is shared with all others: a listener holds no copy of its own.
 
-    __slots__ = ("_characters", "lagged", "waiting", "wake")
+    Of an event with a name only the latest waits: an older state is of no use.
+    """
+
+    __slots__ = ("lagged", "latest", "waiting", "wake")
 
     def __init__(self) -> None:
-        self.waiting: deque[str] = deque()
+        self.latest: dict[str, bytes] = {}
+        self.waiting: deque[bytes] = deque()
         self.wake = asyncio.Event()
         self.lagged = False
-        self._characters = 0
 
-    def put(self, text: str) -> None:
-        if len(self.waiting) >= MOST_WAITING or self._characters + len(text) > MOST_CHARACTERS:
-            self.waiting.clear()
-            self._characters = 0
-            self.lagged = True
-        self.waiting.append(text)
-        self._characters += len(text)
+    def put(self, told: bytes, name: str | None = None) -> None:
+        if name is not None:
+            self.latest[name] = told
+        else:
+            if len(self.waiting) >= MOST_WAITING:
+                self.waiting.clear()
+                self.lagged = True
+            self.waiting.append(told)
         self.wake.set()
 
-    def take(self) -> str:
-        texts = [event("lagged", "{}")] if self.lagged else []
-        self.lagged = False
-        texts += self.waiting
-        self.waiting.clear()
-        self._characters = 0
+    def take(self) -> bytes | None:
+        """The next event; None when there is none just now."""
+        if self.lagged:
+            self.lagged = False
+            return LAGGED
+        if self.latest:
+            return self.latest.pop(next(iter(self.latest)))
+        if self.waiting:
+            return self.waiting.popleft()
         self.wake.clear()
-        return "".join(texts)
+        return None
 
 
 class Hub:
@@ -65,6 +74,7 @@ class Hub:
         self._listeners: set[Listener] = set()
         self._changed: dict[int, Prediction] = {}
         self._flush_planned = False
+        self._tick_planned = False
         self._closed = False
 
     @property
@@ -88,20 +98,25 @@ class Hub:
             self._tell(event("task", shortened(prediction)))
 
     def tick(self) -> None:
-        """Once a second, and whenever the readings are new."""
-        if self._listeners:
-            self._tell(event("status", json.dumps(self._status())))
-            self._tell(event("gpus", json.dumps(self._gpus())))
+        """Whenever the readings are new, about once a second. Several in a row are one."""
+        if self._listeners and not self._tick_planned:
+            self._tick_planned = True
+            asyncio.get_running_loop().call_soon(self._tell_states)
 
-    def _tell(self, text: str) -> None:
+    def _tell_states(self) -> None:
+        self._tick_planned = False
+        self._tell(event("status", json.dumps(self._status())), "status")
+        self._tell(event("gpus", json.dumps(self._gpus())), "gpus")
+
+    def _tell(self, told: bytes, name: str | None = None) -> None:
         for listener in self._listeners:
-            listener.put(text)
+            listener.put(told, name)
 
-    async def stream(self) -> AsyncIterator[str]:
+    async def stream(self) -> AsyncIterator[bytes]:
         """The events for one listener, until it leaves or the server ends."""
         listener = Listener()
-        listener.put(event("status", json.dumps(self._status())))
-        listener.put(event("gpus", json.dumps(self._gpus())))
+        listener.put(event("status", json.dumps(self._status())), "status")
+        listener.put(event("gpus", json.dumps(self._gpus())), "gpus")
         self._listeners.add(listener)
         try:
             while not self._closed:
@@ -109,11 +124,10 @@ class Hub:
                     async with asyncio.timeout(HEARTBEAT_S):
                         await listener.wake.wait()
                 except TimeoutError:
-                    yield f": {int(time.time())}\n\n"
+                    yield f": {int(time.time())}\n\n".encode()
                     continue
-                text = listener.take()
-                if text:
-                    yield text
+                while (told := listener.take()) is not None and not self._closed:
+                    yield told
         finally:
             self._listeners.discard(listener)
 

@@ -66,7 +66,10 @@ class LiveReadings:
                 told = (sample.utilization_pct, sample.memory_used_bytes, sample.temperature_c, sample.power_w)
                 for column, reading in zip(columns, told, strict=True):
                     column.append(nan if reading is None else reading)
-        self.rounds.append(Round(time.time(), columns, self._distributor.queue.count))
+        at = time.time()
+        if self.rounds and 0.0 <= at - self.rounds[-1].at < SHORTEST_S / 2:
+            return  # rounds missed while this process was stopped, all made up now: the first says it
+        self.rounds.append(Round(at, columns, self._distributor.queue.count))
         if self.watch is not None:
             self.watch()
 

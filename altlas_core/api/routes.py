@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -183,7 +184,7 @@ def add_routes(app: FastAPI, service: Service) -> None:  # noqa: C901  one funct
         gpu: Annotated[int | None, Query(ge=0, le=65_535, description="those that run or ran on this GPU")] = None,
     ) -> Response:
         wanted = TaskFilter(checked("before", before, "task"), status, priority, checked("batch", batch, "batch"), gpu)
-        texts, more = list_tasks(engine, wanted, limit)
+        texts, more = await list_tasks(engine, wanted, limit)
         following = "null" if more is None else f'"{task_name(more)}"'
         return answer(f'{{"tasks":[{",".join(texts)}],"next":{following}}}')
 
@@ -220,9 +221,7 @@ def add_routes(app: FastAPI, service: Service) -> None:  # noqa: C901  one funct
 
     @app.get(f"{PREFIX}/batches", response_model=BatchList, responses=errors(422), summary="The batches, newest first")
     async def batches(limit: Limit = LISTED, before: BeforeBatch = None) -> Response:
-        views, more = list_batches(engine, checked("before", before, "batch"), limit)
-        following = None if more is None else batch_name(more)
-        return answer_of({"batches": [view.to_json() for view in views], "next": following})
+        return answer(await list_batches(engine, checked("before", before, "batch"), limit))
 
     @app.get(f"{PREFIX}/batches/{{batch_id}}", response_model=BatchAnswer, responses=errors(404), summary="One batch")
     async def batch(batch_id: BatchId) -> Response:
@@ -271,7 +270,7 @@ def add_routes(app: FastAPI, service: Service) -> None:  # noqa: C901  one funct
         f"{PREFIX}/telemetry", response_model=Telemetry, responses=errors(), summary="The last five minutes of readings"
     )
     async def telemetry() -> Response:
-        return answer_of(engine.readings.history())
+        return await asyncio.to_thread(lambda: answer_of(engine.readings.history()))
 
     @app.get(f"{PREFIX}/status", response_model=Status, responses=errors(), summary="The service in a few numbers")
     async def status() -> Response:

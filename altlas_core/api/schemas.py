@@ -249,7 +249,15 @@ def prediction_of(text: str, asked: _Asked, now: float) -> Prediction:
     if pin is not None:
         params["gpu_id"] = pin
     return Prediction(
-        0, text, asked.max_length, asked.temperature, asked.priority, strategy, pin, json.dumps(params), now
+        0,
+        text,
+        asked.max_length,
+        asked.temperature,
+        asked.priority,
+        strategy,
+        pin,
+        json.dumps(params, ensure_ascii=False),
+        now,
     )
 
 

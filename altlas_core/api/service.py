@@ -71,7 +71,10 @@ class Service:
 
     async def cancel(self, numbers: Sequence[int]) -> list[int]:
         """See Engine.cancel. Raises ApiError while the service is not in a state for it."""
-        if self.engine.draining or not self.engine.opened:
+        if self.engine.draining:
+            text = "the server is shutting down; send it again to the next one"
+            raise ApiError("shutting_down", text, {"Retry-After": "5"})
+        if not self.engine.opened:
             raise ApiError("not_ready", "the service is not ready; send it again in a moment", {"Retry-After": "5"})
         return await self.engine.cancel(numbers)
 

@@ -45,7 +45,9 @@ class Chooser:
         likeliest: Tensor = logits.argmax(-1)
         if not self._any_drawn:
             return likeliest
-        shares = torch.softmax(logits.double() / self._divisor, -1).cumsum(-1)
+        wide = logits.double()
+        below = wide - wide.amax(-1, keepdim=True)  # or a tiny temperature would make infinities of all of them
+        shares = torch.softmax(below / self._divisor, -1).cumsum(-1)
         thrown = [dice.random() if made else 0.0 for dice, made in zip(self._dice, self._temperatures, strict=True)]
         heights = torch.tensor(thrown, dtype=torch.float64, device=self._device).unsqueeze(1) * shares[:, -1:]
         drawn = torch.searchsorted(shares, heights, right=True).squeeze(1).clamp_max_(logits.shape[1] - 1)

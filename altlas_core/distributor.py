@@ -122,6 +122,7 @@ class Distributor:
             raise StateError(f"cannot be forgotten yet: {story(task)}")
         self.tasks.pop(task.index, None)
         self._needs.forget(task)
+        task.attempt = None  # they hold each other: without this only the garbage collector could free them
         self._forgotten_to = max(self._forgotten_to, task.index)
 
     # --- decisions ------------------------------------------------------------------------------------------------

@@ -32,8 +32,10 @@ wrk.method = "POST"
 wrk.body = '{BODY}'
 wrk.headers["Content-Type"] = "application/json"
 """
-# A closed loop at half the load: every connection waits between its requests as long as wrk is told.
-PACED_SCRIPT: Final = POST_SCRIPT + "function delay() return {delay_ms} end\n"
+# At half the load every connection waits before each request, for a time drawn at random: with a fixed one all would
+# fire in one burst.
+PACED_SCRIPT: Final = POST_SCRIPT + "math.randomseed(7)\nfunction delay() return 2 * {mean_ms} * math.random() end\n"
+ANSWER_MS: Final = 4.0  # about what an answer takes then, which is no waiting
 BARE: Final = """
 import sys
 import uvicorn
@@ -148,7 +150,9 @@ def _measure(folder: Path, bare: str, served: str, seconds: int, rounds: int) ->
         found["bare_get"].append(_wrk(f"{bare}/api/v1/tasks/{task}", seconds))
         found["get"].append(_wrk(f"{served}/api/v1/tasks/{task}", seconds))
     half = spread([each["per_s"] for each in found["post"]])["median"] / 2
-    paced = _write(folder / "paced.lua", PACED_SCRIPT.replace("{delay_ms}", f"{1000 * CONNECTIONS / half:.1f}"))
+    paced = _write(
+        folder / "paced.lua", PACED_SCRIPT.replace("{mean_ms}", f"{1000 * CONNECTIONS / half - ANSWER_MS:.1f}")
+    )
     at_half = [_wrk(f"{served}/api/v1/predict", seconds, paced) for _ in range(rounds)]
     _settle(served)
     status = json.loads(fetch(f"{served}/api/v1/status"))

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import select
+import stat
 import threading
 import time
 from asyncio import _get_running_loop
@@ -34,6 +35,7 @@ class LineLog:
         self.dropped = 0
         self._stream = stream
         self._descriptor = _descriptor(stream)
+        self._chunk_bytes = FLUSH_BYTES if _is_file(self._descriptor) else PIPE_BYTES
         self._interval_s = flush_interval_s
         self._lines: list[str] = []
         self._rest = b""  # of lines that were taken but not yet written in full
@@ -124,7 +126,7 @@ class LineLog:
             whole, written = memoryview(self._rest), 0
             try:
                 while written < min(len(whole), FLUSH_BYTES):
-                    written += os.write(self._descriptor, whole[written : written + PIPE_BYTES])
+                    written += os.write(self._descriptor, whole[written : written + self._chunk_bytes])
                     if written < len(whole) and not _takes_more(self._descriptor, 0.0):
                         break
             finally:
@@ -145,6 +147,11 @@ class LineLog:
         """Write what is left, for half a second at most; later lines are written at once."""
         self._closed = True
         self.flush(patience_s=0.5)
+
+
+def _is_file(descriptor: int | None) -> bool:
+    """Whether it takes any amount at once; every call less is one in which another thread may take the interpreter."""
+    return descriptor is not None and stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
 def _descriptor(stream: TextIO | None) -> int | None:

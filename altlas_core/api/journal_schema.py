@@ -19,8 +19,10 @@ from altlas_core.api.journal_records import FinalTask, Idempotent, JournalError,
 MAGIC = b"SQLite format 3\0"
 APPLICATION_ID = 0x414C544A  # "ALTJ", in the header of the file
 VERSION = 1
-CHECKPOINT_PAGES = 4000  # 16 MB of log; a checkpoint happens inside a commit and stalls it for 10 to 20 ms
-LOG_BYTES = 64 * 1024**2  # to which the log is cut after it has grown beyond
+# A checkpoint happens inside a commit and stalls it for 10 to 30 ms, however large the log is: the larger, the fewer
+# requests wait for one.
+CHECKPOINT_PAGES = 16_000
+LOG_BYTES = 128 * 1024**2  # to which the log is cut after it has grown beyond
 
 # Few indexes, as each costs writes; each ends in the id, so that newest first needs no sorting. The long columns stand
 # last: SQLite reads a row from its start. A batch's index holds the status too, so that counts never look at the rows.

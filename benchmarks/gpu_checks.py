@@ -27,6 +27,7 @@ from gpu_machine import (
 )
 from gpu_speed import LEAST_RATIO, scenario, throughput
 from gpu_stand import MODELS, TOGETHER, Finding, Stand, attempts_of, story, worker_pids
+from gpu_text import served_text
 
 from altlas_core.faults import Fault
 from altlas_core.model import COMPLETED, GIB, DeviceSpec
@@ -82,6 +83,7 @@ def plan(models: Mapping[str, int] = MODELS, kill_grace_s: float = 0.5, scenario
         ),
         Check("a silent worker is replaced", "one attempt lost, the next finishes", silent_worker),
         Check("the sampler keeps up", "5 readings/s or more, under 1 % of a core", sampler_keeps_up),
+        Check("text through the HTTP API", "greedy, alone and together: as on the CPU", served_text, None),
         Check("readings follow the work", "busy, memory held; watts between idle and limit", readings),
     ]
     checks += [

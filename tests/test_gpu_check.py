@@ -23,6 +23,7 @@ import gpu_checks
 import gpu_kinds
 import gpu_machine
 import gpu_speed
+import gpu_text
 from gpu_checks import Check
 from gpu_stand import Finding, Stand
 
@@ -55,6 +56,18 @@ def test_a_task_that_failed_has_no_right_product(stand: Stand) -> None:
     finding = gpu_checks.judge_products(stand.play([{"kind": "raise_error", "retry_count": 0}]))
     assert not finding.passed
     assert "task_error RuntimeError: raise_error" in finding.observed
+
+
+def test_text_through_the_api_is_compared_with_that_of_the_cpu(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = gpu_text.served_text(stand)
+    assert finding.passed, finding.observed
+    assert finding.figures["batch_tokens"] > 8
+    others = ["x" + text for text in gpu_text.cpu_texts()]
+    monkeypatch.setattr(gpu_text, "cpu_texts", lambda: others)
+    finding = gpu_text.served_text(stand)
+    assert not finding.passed
+    assert "alone 0" in finding.observed
+    assert "batch 7" in finding.observed
 
 
 def test_rounding_to_tf32_would_be_seen(stand: Stand) -> None:

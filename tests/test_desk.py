@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altlas_core.api.desk import Desk, Entry, News
+from altlas_core.api.desk import Desk
+from altlas_core.api.pieces import Entry, News
 from altlas_core.backends.discover import discover
 from altlas_core.backends.simulated import SimulatedBackend
 from altlas_core.config import load_config

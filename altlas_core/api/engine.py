@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from altlas_core.api.desk import Desk, Entry, News
+from altlas_core.api.desk import Desk
 from altlas_core.api.errors import ApiError
 from altlas_core.api.journal import FinalTask, Idempotent, Journal, NewBatch, NewTask, StoredBatch, StoredTask
 from altlas_core.api.metrics import Metrics
+from altlas_core.api.pieces import Entry, News
 from altlas_core.api.readings import LiveReadings
 from altlas_core.api.records import STATES, BatchView, Prediction, live_json, number_of, stored_json, task_name
 from altlas_core.backends.base import Backend

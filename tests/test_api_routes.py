@@ -126,6 +126,7 @@ def test_single_predictions_that_wait_are_joined(slow: Served) -> None:
         ({"text": None}, 422, "invalid_field", ["text"]),
         ({"text": "a", "max_length": 0}, 422, "invalid_field", ["max_length"]),
         ({"text": "a", "max_length": 513}, 422, "invalid_field", ["max_length", "1 to 512"]),
+        ({"text": "a", "max_length": 9999}, 422, "invalid_field", ["max_length", "1 to 512"]),
         ({"text": "a", "max_length": "5"}, 422, "invalid_field", ["max_length"]),
         ({"text": "a", "max_length": 1.5}, 422, "invalid_field", ["max_length"]),
         ({"text": "a", "temperature": -1}, 422, "invalid_field", ["temperature"]),

@@ -17,7 +17,7 @@ BatchState = Literal["QUEUED", "RUNNING", "COMPLETED", "FAILED", "CANCELLED", "P
 GpuState = Literal["AVAILABLE", "BUSY", "UNHEALTHY", "LOST"]
 
 HARD_TEXT_CHARS: Final = 10**6  # the settings allow less
-HARD_LENGTH: Final = 1024
+HARD_LENGTH: Final = 10**9
 HARD_TEXTS: Final = 100_000
 MOST_GPUS: Final = 65_535
 LISTED: Final = 100  # by default

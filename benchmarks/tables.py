@@ -60,6 +60,16 @@ def suite(found: Found) -> str:
     return table(("", "seconds: median (range)"), rows)
 
 
+def report_page(found: Found) -> str:
+    rows = [
+        (f"seconds until all {found['figures']} figures are drawn", between(found["drawn_s"], 1.0, 2)),
+        ("the page, KB", f"{found['page_bytes'] / 1e3:,.0f}"),
+        ("assets that all pages share, KB", f"{found['assets_bytes'] / 1e3:,.0f}"),
+    ]
+    head = f"{found['tasks']:,} tasks on {found['gpus']:,} GPUs, opened {found['rounds']} times"
+    return table((head, "median (range)"), rows)
+
+
 def dispatch(found: Found) -> str:
     rays = found.get("ray_tasks_per_s")
     rows = [
@@ -122,6 +132,7 @@ TABLES: dict[str, Callable[[Found], str]] = {
     "stop_cost": stop_cost,
     "kills": kills,
     "suite": suite,
+    "report_page": report_page,
     "import_time": import_time,
     "http_api": api_tables.http_api,
     "journal": api_tables.journal,

@@ -16,7 +16,8 @@ import pytest
 import altlas_core as altlas
 from altlas_core import figures
 from altlas_core.figures import style
-from altlas_core.figures.timeline import lanes_of, outcome_of
+from altlas_core.figures.outcomes import outcome_of
+from altlas_core.figures.timeline import lanes_of
 from altlas_core.model import GIB
 from altlas_core.result import Result
 
@@ -93,17 +94,23 @@ def test_the_same_run_draws_the_same_bytes() -> None:
 
 def test_a_thousand_gpus_become_middle_and_spread() -> None:
     records = [{"duration_s": 3.0, "strategy": "least_loaded", "submit_s": i / 500} for i in range(3000)]
-    result = run(records, "1024x H100")
-    for figure in (figures.timeline(result), figures.readings(result, "utilization_pct")):
-        assert "middle and spread over 1,024 GPUs" in figure["layout"]["title"]["text"].replace("<br>", " ")
-        assert len(figure["data"]) == 3
-        assert len(json.dumps(figure)) < 40_000
-    assert sum(len(json.dumps(figure)) for figure in all_figures(result)) < 150_000
+    figure = figures.readings(run(records, "1024x H100"), "utilization_pct")
+    assert "middle and spread over 1,024 GPUs" in figure["layout"]["title"]["text"].replace("<br>", " ")
+    assert len(figure["data"]) == 3
+    assert len(json.dumps(figure)) < 40_000
+
+
+def test_every_figure_is_named_for_what_it_shows() -> None:
+    names = [figure["layout"]["meta"]["figure"] for figure in all_figures(busy())]
+    assert names[:3] == ["timeline", "queue_depth", "memory_bars"]
+    assert names[3] == "readings.utilization_pct"
 
 
 def test_long_runs_are_thinned() -> None:
     result = run([{"duration_s": 5000.0}], gpu__workload__timeout=9000)
-    assert len(figures.readings(result, "power_w")["data"][0]["x"]) <= style.MOST_POINTS + 1
+    figure = figures.readings(result, "power_w")
+    assert len(figure["data"][0]["x"]) <= style.MOST_POINTS + 1
+    assert re.search(r"; each point the mean of \d+ samples; ", figure["layout"]["title"]["subtitle"]["text"])
 
 
 # --- timeline -----------------------------------------------------------------------------------------------------
@@ -111,14 +118,28 @@ def test_long_runs_are_thinned() -> None:
 
 def test_every_attempt_has_a_bar_coloured_by_its_end() -> None:
     figure = figures.timeline(busy())
-    counts = {trace["name"]: len(trace["x"]) for trace in figure["data"]}
+    bars = [trace for trace in figure["data"] if trace["type"] == "bar"]
+    counts = {trace["name"]: len(trace["x"]) for trace in bars}
     assert counts["cancelled"] == 1
     assert counts["timed out"] == 1
     assert counts["raised an error"] == 2
     assert counts["lost with their GPU"] >= 1
     assert sum(counts.values()) == len(busy().log.attempts())
-    colours = {trace["name"]: trace["marker"]["color"] for trace in figure["data"]}
-    assert len(set(colours.values())) == len(colours)
+    looks = {(trace["marker"]["color"], trace["marker"].get("pattern", {}).get("shape")) for trace in bars}
+    assert len(looks) == len(bars)
+
+
+def test_hovering_a_bar_tells_the_task_its_gpu_and_its_times() -> None:
+    trace = figures.timeline(run([{"duration_s": 2.0, "submit_s": 1.0, "memory_bytes": GIB}], "T4"))["data"][0]
+    assert trace["customdata"] == [[0, 0, 3]]
+    assert (trace["base"], trace["x"]) == ([1], [2])
+    assert trace["hovertemplate"].startswith("task-%{customdata[0]:06d}: linear, normal, 1 GiB on GPU %{customdata[1]}")
+    assert "%{base:.5~g} to %{customdata[2]:.5~g} s, finished" in trace["hovertemplate"]
+
+
+def test_a_lost_gpu_is_marked_when_it_went() -> None:
+    (lost,) = [trace for trace in figures.timeline(busy())["data"] if trace["name"] == "GPU lost"]
+    assert (lost["x"], lost["customdata"]) == ([3], [1])
 
 
 def test_bars_of_one_lane_never_overlap() -> None:
@@ -183,7 +204,7 @@ def test_queue_depth_is_exact() -> None:
     figure = figures.queue_depth(run([{"duration_s": 2.0, "gpu_id": 0}] * 10))
     trace = figure["data"][0]
     assert list(zip(trace["x"], trace["y"], strict=True)) == [(0, 6), (2, 2), (4, 0)]
-    assert figure["layout"]["title"]["text"] == "At most 6 tasks waited; the queue was empty again after 4 s"
+    assert figure["layout"]["title"]["text"] == "At most 6 tasks waited, at 0 s; the queue was empty again after 4 s"
 
 
 def test_an_empty_queue_is_told() -> None:
@@ -197,6 +218,17 @@ def test_latencies_end_at_all_tasks_and_equal_curves_share_a_line() -> None:
     figure = figures.latencies({"single_gpu": [2, 4], "random": [2, 2], "round_robin": [2, 2]}, "simulated")
     assert [trace["name"] for trace in figure["data"]] == ["single GPU", "random, round robin"]
     assert all(trace["y"][-1] == 100 for trace in figure["data"])
+
+
+def test_a_long_distribution_is_thinned_and_keeps_its_tail() -> None:
+    seconds = [i / 1000 for i in range(100_000)]
+    figure = figures.latencies({"high": seconds}, "simulated")
+    trace = figure["data"][0]
+    assert len(trace["x"]) <= 210
+    assert trace["y"][-1] == 100
+    assert all(abs(y - x) < 0.01 for x, y in zip(trace["x"][1:], trace["y"][1:], strict=True))
+    assert sum(y > 99 for y in trace["y"]) > 30
+    assert "about 200 points of each curve" in figure["layout"]["title"]["subtitle"]["text"]
 
 
 def test_balance_names_the_narrowest_and_the_widest() -> None:

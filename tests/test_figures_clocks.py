@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 import altlas_core as altlas
-from altlas_core import figures, notebook
+from altlas_core import figures
 from altlas_core.backends.sampling.history import History
 from altlas_core.figures import style
 from altlas_core.model import DeviceSample
+from altlas_core.notebook import session as notebook
 from altlas_core.result import Result
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from altlas_core.backends.nvml.xids import words
 from altlas_core.figures.style import (
+    ALL_AT_ONCE,
     BLUE,
     MANY_GPUS,
     ORANGE,
@@ -14,8 +15,9 @@ from altlas_core.figures.style import (
     Figure,
     axis,
     figure,
-    number,
     numbers,
+    run_axis,
+    run_name,
     spans,
 )
 from altlas_core.figures.telemetry import spread_bands, thinned
@@ -59,9 +61,13 @@ def clocks(result: Result, phases: Sequence[tuple[float, str]] = ()) -> Figure |
         traces,
         finding,
         f"SM clock per GPU; measured{_story(xids, history.gpu_ids)}",
-        axis("time (s)", range=[0, number((until_s or 1) * 1.01)], zeroline=False),
+        run_axis(until_s),
         axis("SM clock (MHz)", zeroline=False, rangemode="tozero"),
         height=340,
+        key="clocks",
+        time_axis=True,
+        run=run_name(result),
+        hovermode=ALL_AT_ONCE,
         shapes=shapes,
         annotations=notes,
     )
@@ -93,13 +99,14 @@ def _lines(gpu_id: int, at_s: Floats, mhz: Floats, held: npt.NDArray[np.bool_]) 
         "y": numbers(mhz, 4),
         "line": {"color": colour, "width": 2, "shape": "hv"},
         "connectgaps": False,
-        "hovertemplate": f"{name}<br>%{{y:.4g}} MHz at %{{x:.4g}} s<extra></extra>",
+        "hovertemplate": f"%{{y:.4~g}} MHz<extra>{name}</extra>",
     }
     if not held.any():
         return [line]
     broad = {
         **line,
         "name": f"{name} held down",
+        "hovertemplate": f"%{{y:.4~g}} MHz<extra>{name} held down</extra>",
         "y": numbers(np.where(held, mhz, np.nan), 4),
         "mode": "lines+markers",
         "marker": {"color": ORANGE, "size": 5},

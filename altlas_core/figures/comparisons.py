@@ -1,17 +1,17 @@
-"""Comparisons: strategies, models, numbers of GPUs, and distributions."""
+"""Comparisons: strategies, models, numbers of GPUs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from altlas_core.backends.topology import link_between
 from altlas_core.figures.style import (
-    BLUE,
     GREEN,
     GREY,
     MANY_GPUS,
     PALETTE,
+    PERCENTILES,
     Figure,
     axis,
     figure,
@@ -22,8 +22,6 @@ from altlas_core.figures.style import (
     source,
     words,
 )
-
-MOST_STEPS: Final = 200  # of one distribution's curve
 
 
 def balance(counts: Mapping[str, Sequence[int]], provenance: str) -> Figure:
@@ -66,20 +64,21 @@ def balance(counts: Mapping[str, Sequence[int]], provenance: str) -> Figure:
         f"Tasks per GPU by strategy; {source(provenance)}",
         axis(title, showgrid=False),
         axis("tasks", rangemode="tozero"),
+        key="balance",
         barmode="group",
         bargap=0.25,
     )
 
 
 def makespans(measured: Mapping[str, float], bounds: Mapping[str, float], provenance: str) -> Figure:
-    """Makespan of each strategy beside that of a list scheduler; both in seconds."""
+    """Makespan of each strategy, beside that of a list scheduler where `bounds` has it; both in seconds."""
     names = list(measured)
     best, worst = min(names, key=lambda n: measured[n]), max(names, key=lambda n: measured[n])
     if measured[best] == measured[worst]:
         finding = f"Every strategy needed {measured[best]:.4g} s"
     else:
         finding = f"{words(worst)} needed {measured[worst]:.4g} s, {words(best)} {measured[best]:.4g} s"
-    same = all(measured[name] == bounds[name] for name in names)
+    same = bool(bounds) and all(measured[name] == bounds[name] for name in names)
     finding += ", exactly as list scheduling does" if same else ""
     labels = [words(name) for name in names]
     bars = {
@@ -91,73 +90,27 @@ def makespans(measured: Mapping[str, float], bounds: Mapping[str, float], proven
         "text": [f"{measured[name]:.4g} s" for name in names],
         "textposition": "outside",
         "cliponaxis": False,
-        "hovertemplate": "%{x}: %{y:.5g} s<extra></extra>",
+        "hovertemplate": "%{x}: %{y:.5~g} s<extra></extra>",
     }
     marks = {
         "type": "scatter",
         "mode": "markers",
         "name": "list scheduling",
         "x": labels,
-        "y": numbers(bounds[name] for name in names),
+        "y": numbers(bounds.get(name) for name in names),
         "marker": {"symbol": "line-ew", "size": 34, "line": {"width": 3, "color": GREY}, "color": GREY},
-        "hovertemplate": "list scheduling: %{y:.5g} s<extra></extra>",
+        "hovertemplate": "list scheduling: %{y:.5~g} s<extra></extra>",
     }
     return figure(
-        [bars, marks],
+        [bars, marks] if bounds else [bars],
         finding,
         f"Time until the last task ends; {source(provenance)}",
         axis("", showgrid=False),
         axis("makespan (s)", rangemode="tozero"),
         height=340,
+        key="makespans",
         bargap=0.45,
     )
-
-
-def latencies(seconds: Mapping[str, Sequence[float]], provenance: str) -> Figure:
-    """Share of tasks that had ended so long after their submission, by strategy (an empirical distribution)."""
-    curves: dict[tuple[float, ...], list[str]] = {}
-    for name, values in seconds.items():
-        if values:
-            curves.setdefault(tuple(sorted(values)), []).append(name)
-    traces = []
-    for position, (ordered, names) in enumerate(curves.items()):
-        label = ", ".join(words(name) for name in names)
-        x, y = _steps(ordered)
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": label,
-                "x": x,
-                "y": y,
-                "line": {"color": series_colour(names[0], position), "width": 2.5, "shape": "hv"},
-                "hovertemplate": f"{label}<br>%{{y:.3g}} % within %{{x:.4g}} s<extra></extra>",
-            }
-        )
-    slowest = max(curves, key=lambda ordered: ordered[-1], default=())
-    fastest = min(curves, key=lambda ordered: ordered[-1], default=())
-    finding = f"Every task had ended within {fastest[-1]:.4g} s" if fastest else "No task completed"
-    if slowest != fastest:
-        finding += f" under {', '.join(words(n) for n in curves[fastest])}"
-        finding += f", within {slowest[-1]:.4g} s under {', '.join(words(n) for n in curves[slowest])}"
-    return figure(
-        traces,
-        finding,
-        f"Latency, submission to end, as a share of all tasks; {source(provenance)}",
-        axis("latency (s)", range=[0, number(1.05 * max((o[-1] for o in curves), default=1.0))], zeroline=False),
-        axis("tasks ended (%)", range=[0, 103]),
-        showlegend=True,
-    )
-
-
-def _steps(ordered: Sequence[float]) -> tuple[list[Any], list[Any]]:
-    """Points of the distribution's curve, each value once, thinned where there are many."""
-    count = len(ordered)
-    points = {value: 100 * (rank + 1) / count for rank, value in enumerate(ordered)}
-    values = list(points)
-    step = max(1, -(-len(values) // MOST_STEPS))
-    kept = values[::step] + ([values[-1]] if (len(values) - 1) % step else [])
-    return numbers([0.0, *kept]), numbers([0.0, *(points[value] for value in kept)], 4)
 
 
 def throughput(tflops: Mapping[str, Mapping[str, float]], peak_tflops: float | None, provenance: str) -> Figure:
@@ -175,7 +128,7 @@ def throughput(tflops: Mapping[str, Mapping[str, float]], peak_tflops: float | N
             "x": [words(model) for model in models],
             "y": numbers((tflops[model].get(load) for model in models), 4),
             "marker": {"color": GREY if load == "alone" else series_colour(load, position), "line": {"width": 0}},
-            "hovertemplate": f"{words(load)}, %{{x}}<br>%{{y:.4g}} TFLOP/s<extra></extra>",
+            "hovertemplate": f"{words(load)}, %{{x}}<br>%{{y:.4~g}} TFLOP/s<extra></extra>",
         }
         for position, load in enumerate(loads)
     ]
@@ -185,6 +138,7 @@ def throughput(tflops: Mapping[str, Mapping[str, float]], peak_tflops: float | N
         f"FP32 arithmetic per second by model and load; {source(provenance)}",
         axis("", showgrid=False),
         axis("TFLOP/s", rangemode="tozero"),
+        key="throughput",
         barmode="group",
         bargap=0.25,
     )
@@ -229,7 +183,7 @@ def scaling(speedups: Mapping[str, Mapping[int, float]], provenance: str) -> Fig
                 "customdata": [number(100 * point / count, 4) for point, count in zip(points, counts, strict=True)],
                 "line": {"color": PALETTE[position % len(PALETTE)], "width": 2.5},
                 "marker": {"size": 9},
-                "hovertemplate": f"{label} on %{{x}} GPUs<br>%{{y:.4g}} times as fast<br>"
+                "hovertemplate": f"{label} on %{{x}} GPUs<br>%{{y:.4~g}} times as fast<br>"
                 "efficiency %{customdata} %<extra></extra>",
             }
         )
@@ -239,6 +193,7 @@ def scaling(speedups: Mapping[str, Mapping[int, float]], provenance: str) -> Fig
         f"Speedup over one GPU, and efficiency (strong scaling); {source(provenance)}",
         axis("GPUs", type="log", tickvals=counts, range=_log_range(counts)),
         axis("speedup", type="log", tickvals=counts, range=_log_range(counts)),
+        key="scaling",
         showlegend=True,
     )
 
@@ -253,7 +208,7 @@ def iteration_times(percentiles_ms: Mapping[str, Mapping[int, float | None]], ho
     """p50, p95, p99 of an iteration in milliseconds, by model. `how` says what they are percentiles of."""
     traces: list[dict[str, Any]] = []
     models = [words(model) for model in percentiles_ms]
-    for percent, colour in ((50, BLUE), (95, GREEN), (99, GREY)):
+    for percent, (colour, _) in PERCENTILES.items():
         values = [own[percent] for own in percentiles_ms.values()]
         traces.append(
             {
@@ -265,7 +220,7 @@ def iteration_times(percentiles_ms: Mapping[str, Mapping[int, float | None]], ho
                 "text": ["" if value is None else f"{value:.3g}" for value in values],
                 "textposition": "outside",
                 "cliponaxis": False,
-                "hovertemplate": f"%{{x}}: p{percent} %{{y:.4g}} ms<extra></extra>",
+                "hovertemplate": f"%{{x}}: p{percent} %{{y:.4~g}} ms<extra></extra>",
             }
         )
     known = [(own[50], model) for model, own in percentiles_ms.items() if own[50] is not None]
@@ -280,6 +235,7 @@ def iteration_times(percentiles_ms: Mapping[str, Mapping[int, float | None]], ho
         axis("", showgrid=False),
         axis("time per iteration (ms)", type="log", dtick=1, tickformat="~g", range=_decades(percentiles_ms)),
         height=340,
+        key="iteration_times",
         barmode="group",
         bargap=0.35,
     )
@@ -340,5 +296,6 @@ def links(topology: Mapping[str, Any], gpus: int) -> Figure:
         axis("", showgrid=False, zeroline=False, type="category"),
         axis("", showgrid=False, zeroline=False, type="category", autorange="reversed"),
         height=170 + 26 * shown,
+        key="links",
         showlegend=True,
     )

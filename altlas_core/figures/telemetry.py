@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from altlas_core.backends.topology import ranges_text
 from altlas_core.figures.style import (
+    ALL_AT_ONCE,
     BLUE,
     DASHES,
     GREY,
     MANY_GPUS,
     MOST_POINTS,
-    ORANGE,
     PALETTE,
     Figure,
     axis,
@@ -21,6 +21,8 @@ from altlas_core.figures.style import (
     number,
     numbers,
     plural,
+    run_axis,
+    run_name,
     source,
     spans,
 )
@@ -59,7 +61,9 @@ def readings(result: Result, column: str, phases: Sequence[tuple[float, str]] = 
     values = np.frombuffer(getattr(sampled, column), dtype=np.float64).reshape(-1, gpus).T * factor
     times = np.frombuffer(sampled.queue_time_s, dtype=np.float64)
     finding = _finding(what, unit, values, device_word(result.backend))
+    samples = len(times)
     times, values = thinned(times, values)
+    how = f"; each point the mean of {-(-samples // MOST_POINTS)} samples" if len(times) < samples else ""
     if gpus > MANY_GPUS:
         traces = spread_bands(times, values, BLUE, unit)
         finding += f" (middle and spread over {gpus:,} GPUs)"
@@ -77,10 +81,14 @@ def readings(result: Result, column: str, phases: Sequence[tuple[float, str]] = 
     return figure(
         traces,
         finding,
-        f"{what.capitalize()} per GPU; {source(result.provenance)}",
-        axis("time (s)", range=[0, number((result.virtual_s or 1) * 1.01)], zeroline=False),
+        f"{what.capitalize()} per GPU{how}; {source(result.provenance)}",
+        run_axis(result.virtual_s),
         axis(f"{what} ({unit})", zeroline=False, **top),
         height=340,
+        key=f"readings.{column}",
+        time_axis=True,
+        run=run_name(result),
+        hovermode=ALL_AT_ONCE,
         shapes=shapes,
         annotations=notes,
     )
@@ -100,7 +108,12 @@ def _finding(what: str, unit: str, values: Floats, device: str) -> str:
         return (
             f"{plural(int(worked.sum()), device)} of {len(values):,} had work; these were busy {mean:.3g} % of the time"
         )
-    return f"{what.capitalize()} per {device} went from {_number(known.min())} to {_number(known.max())} {unit}"
+    low, high = _number(known.min()), _number(known.max())
+    return (
+        f"{what.capitalize()} per {device} "
+        + (f"stayed at {high}" if low == high else f"went from {low} to {high}")
+        + f" {unit}"
+    )
 
 
 def _number(value: float) -> str:
@@ -126,7 +139,7 @@ def _limit(result: Result, column: str) -> tuple[float, str] | None:
 
 def limit_line(value: float, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """A dashed line over the whole width, and the words on it."""
-    line = {"color": ORANGE, "width": 1.5, "dash": "dash"}
+    line = {"color": GREY, "width": 1.5, "dash": "dash"}
     y = number(value)
     shape = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line}
     note = {
@@ -137,7 +150,7 @@ def limit_line(value: float, text: str) -> tuple[dict[str, Any], dict[str, Any]]
         "yanchor": "bottom",
         "text": text,
         "showarrow": False,
-        "font": {"size": 11, "color": ORANGE},
+        "font": {"size": 11},
     }
     return shape, note
 
@@ -167,7 +180,7 @@ def _line(gpu_ids: Sequence[int], times: Floats, values: Floats, unit: str, shap
             "dash": DASHES[first // len(PALETTE) % len(DASHES)],
         },
         "connectgaps": False,
-        "hovertemplate": f"{name}<br>%{{y:.4g}} {unit} at %{{x:.4g}} s<extra></extra>",
+        "hovertemplate": f"%{{y:.4~g}} {unit}<extra>{name}</extra>",
     }
 
 
@@ -197,7 +210,7 @@ def spread_bands(times: Floats, values: Any, colour: str, unit: str) -> list[dic
         warnings.simplefilter("ignore", RuntimeWarning)
         low, ten, middle, ninety, high = (np.nanpercentile(values, p, axis=0) for p in (0, 10, 50, 90, 100))
     x = numbers(times)
-    bands = []
+    bands: list[dict[str, Any]] = []
     for name, below, above, alpha in (("all GPUs", low, high, "26"), ("middle 80 %", ten, ninety, "4d")):
         bands.append(
             {
@@ -220,115 +233,9 @@ def spread_bands(times: Floats, values: Any, colour: str, unit: str) -> list[dic
             "x": x,
             "y": numbers(middle, 4),
             "line": {"color": colour, "width": 2.5},
-            "hovertemplate": f"median %{{y:.4g}} {unit} at %{{x:.4g}} s<extra></extra>",
+            "customdata": [list(own) for own in zip(*(numbers(v, 3) for v in (ten, ninety, low, high)), strict=True)],
+            "hovertemplate": f"%{{y:.4~g}} {unit}<br>middle 80 %: %{{customdata[0]}} to %{{customdata[1]}}<br>"
+            "all: %{customdata[2]} to %{customdata[3]}<extra>median</extra>",
         }
     )
     return bands
-
-
-def queue_depth(result: Result, phases: Sequence[tuple[float, str]] = ()) -> Figure:
-    """How many tasks wait, over time: steps between the instants at which that changed. `phases` as for readings."""
-    times, depths = _waiting(result)
-    most = max(depths, default=0)
-    finding = (
-        f"At most {plural(most, 'task')} waited; the queue was empty again after {times[-1]:.4g} s"
-        if most
-        else "Nothing ever had to wait"
-    )
-    step = max(1, -(-len(times) // (4 * MOST_POINTS)))
-    trace = {
-        "type": "scatter",
-        "mode": "lines",
-        "name": "waiting tasks",
-        "x": numbers(times[::step] + ([times[-1]] if step > 1 else [])),
-        "y": depths[::step] + ([depths[-1]] if step > 1 else []),
-        "line": {"color": BLUE, "width": 2, "shape": "hv"},
-        "fill": "tozeroy",
-        "fillcolor": BLUE + "33",
-        "hovertemplate": "%{y} waiting at %{x:.4g} s<extra></extra>",
-    }
-    shapes, notes = spans(phases)
-    return figure(
-        [trace],
-        finding,
-        f"Queue depth; {source(result.provenance)}",
-        axis("time (s)", range=[0, number((result.virtual_s or 1) * 1.01)], zeroline=False),
-        axis("waiting tasks", rangemode="tozero"),
-        height=300,
-        shapes=shapes,
-        annotations=notes,
-    )
-
-
-def _waiting(result: Result) -> tuple[list[float], list[int]]:
-    """Times and depths: a task waits from its submission, or the end of an attempt that is to be repeated."""
-    changes: dict[float, int] = {}
-    attempts = result.log.attempts()
-    for task in result.task_list:
-        changes[task.submitted_s] = changes.get(task.submitted_s, 0) + 1
-        if task.attempts == 0 and task.finished_s is not None:
-            changes[task.finished_s] = changes.get(task.finished_s, 0) - 1
-    for attempt in attempts:
-        changes[attempt.started_s] = changes.get(attempt.started_s, 0) - 1
-        if attempt.number < attempt.task.attempts and attempt.ended_s is not None:
-            changes[attempt.ended_s] = changes.get(attempt.ended_s, 0) + 1
-    times, depths, depth = [0.0], [0], 0
-    for time_s in sorted(changes):
-        depth += changes[time_s]
-        if time_s == times[-1]:
-            depths[-1] = depth
-        elif depth != depths[-1]:
-            times.append(time_s)
-            depths.append(depth)
-    return times, depths
-
-
-_SIZES_FROM: Final = {
-    "simulated": "from the GPU catalog",
-    "measured": "as the device reports it",
-    "mixed": "of simulated GPUs from the GPU catalog, else as the device reports it",
-}
-
-
-def memory_bars(result: Result) -> Figure:
-    """What each GPU has, and what of it tasks may reserve. Many GPUs: one bar per kind."""
-    names: dict[tuple[str, int, int], int] = {}
-    labels, offered, rest = [], [], []
-    many = len(result.devices) > MANY_GPUS
-    for spec, device in zip(result.devices, result.pool, strict=True):
-        key = (spec.model or spec.kind, spec.memory_total_bytes, device.capacity_bytes)
-        names[key] = names.get(key, 0) + 1
-        if not many:
-            labels.append(f"GPU {spec.gpu_id}")
-            offered.append(device.capacity_bytes / GIB)
-            rest.append((spec.memory_total_bytes - device.capacity_bytes) / GIB)
-    if many:
-        for (name, total, capacity), count in names.items():
-            labels.append(f"{count:,} x {name}")
-            offered.append(capacity / GIB)
-            rest.append((total - capacity) / GIB)
-    total_gib = sum(device.capacity_bytes for device in result.pool) / GIB
-    kinds = ", ".join(f"{count:,} x {name}" for (name, _, _), count in names.items())
-    return figure(
-        [
-            _stack("offered to tasks", labels, offered, BLUE),
-            _stack("kept free (memory_threshold, memory_limit_bytes)", labels, rest, GREY + "66"),
-        ],
-        f"{kinds}: {total_gib:,.0f} GiB for tasks in all",
-        f"Memory of each {'kind of GPU' if many else 'GPU'}; " + _SIZES_FROM[result.provenance],
-        axis("", showgrid=False),
-        axis("memory (GiB)"),
-        height=320,
-        barmode="stack",
-    )
-
-
-def _stack(name: str, labels: list[str], values: list[float], colour: str) -> dict[str, Any]:
-    return {
-        "type": "bar",
-        "name": name,
-        "x": labels,
-        "y": numbers(values, 4),
-        "marker": {"color": colour, "line": {"width": 0}},
-        "hovertemplate": f"%{{x}}<br>%{{y:.4g}} GiB {name}<extra></extra>",
-    }

@@ -1,4 +1,4 @@
-"""What ran where and when: one lane per slot of each GPU, or a crowd's middle and spread."""
+"""What ran where and when: one lane per slot of each GPU; of many, a map (see crowd)."""
 
 from __future__ import annotations
 
@@ -7,31 +7,34 @@ from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
 from typing import Any, Final
 
+from altlas_core.figures.crowd import crowd
+from altlas_core.figures.outcomes import finding, lost_marks, outcome_of
 from altlas_core.figures.style import (
-    BLUE,
     GRID,
-    MANY_GPUS,
-    MOST_POINTS,
     OUTCOMES,
+    PATTERNS,
     Figure,
     axis,
     device_word,
     figure,
+    label_colour,
     number,
     numbers,
     plural,
-    seconds_text,
+    run_axis,
+    run_name,
     source,
     spans,
 )
-from altlas_core.figures.telemetry import spread_bands
 from altlas_core.model import GIB, Attempt
 from altlas_core.result import Result
 
-MOST_BARS: Final = 1500
-LANE_PX: Final = 9
+MOST_BARS: Final = 2500
+LANE_PX, LEAST_LANE_PX, MOST_PX = 9, 3, 620  # a lane's height; all lanes together where they get lower
+MOST_LANES: Final = 360
+LABEL_PX: Final = 15  # the height of a GPU's name
 MOST_LABELS: Final = 60
-SHADES: Final = (1.0, 0.74)  # of neighbours in a lane, so that they can be told apart
+SHADES: Final = (1.0, 0.8)  # of neighbours in a lane, so that they can be told apart
 
 
 def timeline(
@@ -43,15 +46,18 @@ def timeline(
     """A bar per attempt, coloured by how it ended, stacked by the slot it held.
 
     phases: (start in seconds, name) of parts of the run. label: the text on a bar; None = the task's number, where
-    there are few. until_s: only attempts that started before. Too many GPUs or attempts become a band over all GPUs.
+    there are few. until_s: only attempts that started before. Too many lanes or attempts become a map: see crowd.
     """
     shown = [a for a in result.log.attempts() if until_s is None or a.started_s < until_s]
-    worked = len(_gpus(shown))
-    if max(worked, len(result.devices) if not shown else 0) > MANY_GPUS or len(shown) > MOST_BARS:
-        return _crowd(result, shown, phases)
-    end_s = max((a.ended_s for a in shown if a.ended_s is not None), default=result.virtual_s)
+    if len(shown) > MOST_BARS:
+        return crowd(result, shown, phases, until_s)
     lanes = lanes_of(shown)
-    used = {gpu_id: max(lane for (gpu, _), lane in lanes.items() if gpu == gpu_id) + 1 for gpu_id in _gpus(shown)}
+    used: dict[int, int] = {}
+    for (gpu_id, _), lane in lanes.items():
+        used[gpu_id] = max(used.get(gpu_id, 0), lane + 1)
+    if sum(used.values()) + len(used) > MOST_LANES or (not shown and len(result.devices) > MOST_LANES):
+        return crowd(result, shown, phases, until_s)
+    end_s = max((a.ended_s for a in shown if a.ended_s is not None), default=result.virtual_s)
     idle = len(result.devices) - len(used)
     hidden = idle if 2 * idle >= len(result.devices) and used else 0
     rows = sorted(used) if hidden else [spec.gpu_id for spec in result.devices]
@@ -60,13 +66,15 @@ def timeline(
     if label is None and len(shown) <= MOST_LABELS:
         label = _number_of
     traces = _bars(shown, lanes, dict(zip(rows, bases, strict=True)), end_s, label)
+    middles = {gpu: base + (high - 1) / 2 for gpu, base, high in zip(rows, bases, heights, strict=True)}
     parts, notes = spans(phases)
     total = bases[-1] + heights[-1]
-    ticks = [base + (height - 1) / 2 for base, height in zip(bases, heights, strict=True)]
+    lane_px = max(MOST_PX / total, LEAST_LANE_PX) if total * LANE_PX > MOST_PX else LANE_PX
+    every = max(1, math.ceil(LABEL_PX * len(rows) / (lane_px * total)))  # GPUs, where not every one has room for a name
     y = axis(
         "",
-        tickvals=ticks,
-        ticktext=[f"GPU {gpu_id}" for gpu_id in rows],
+        tickvals=list(middles.values())[::every],
+        ticktext=[f"GPU {gpu_id}" for gpu_id in rows[::every]],
         range=[total - 0.4, -0.6],
         showgrid=False,
         zeroline=False,
@@ -84,29 +92,23 @@ def timeline(
         for base in bases[1:]
     ]
     return figure(
-        traces,
-        _finding(result, shown, end_s),
+        [*traces, *lost_marks(result, middles, until_s)],
+        finding(result, shown, end_s),
         "Tasks per GPU and slot"
         + (f", {plural(hidden, 'idle ' + device_word(result.backend))} left out" if hidden else "")
         + f"; {source(result.provenance)}",
-        axis("time (s)", range=[0, number(end_s * 1.01) or 1], zeroline=False),
+        run_axis(end_s),
         y,
-        height=min(760, max(240, 185 + LANE_PX * total)),
+        height=max(240, 185 + round(lane_px * total)),
+        key="timeline",
+        time_axis=True,
+        run=run_name(result),
         barmode="overlay",
         bargap=0.12,
         shapes=[*rules, *parts],
         annotations=notes,
         uniformtext={"mode": "hide", "minsize": 9},
     )
-
-
-def outcome_of(attempt: Attempt) -> str:
-    """How an attempt ended, as OUTCOMES names it: a stop is told by its reason."""
-    if attempt.outcome is None:
-        return "open"
-    if attempt.outcome == "stopped":
-        return "timeout" if attempt.task.error_code == "timeout" else "cancelled"
-    return attempt.outcome
 
 
 def lanes_of(attempts: Sequence[Attempt]) -> dict[tuple[int, tuple[int, int]], int]:
@@ -149,10 +151,22 @@ def _bars(
         if not own:
             continue
         ends = [end_s if attempt.ended_s is None else attempt.ended_s for attempt in own]
-        rows = [bases[a.gpu_id] + lanes[a.gpu_id, (a.task.index, a.number)] for a in own]
-        labels = (
-            {"text": [label(a) for a in own], "textposition": "inside", "insidetextanchor": "middle"} if label else {}
-        )
+        told, same = _told(own)
+        marker: dict[str, Any] = {
+            "color": colour,
+            "opacity": [shades[a.task.index, a.number] for a in own],
+            "line": {"width": 0},
+        }
+        if PATTERNS[outcome][0]:
+            ink = label_colour(colour)
+            marker["pattern"] = {
+                "shape": PATTERNS[outcome][0],
+                "fillmode": "overlay",
+                "fgcolor": ink,
+                "fgopacity": 0.6,
+                "size": 6,
+                "solidity": 0.25,
+            }
         traces.append(
             {
                 "type": "bar",
@@ -161,21 +175,38 @@ def _bars(
                 "showlegend": True,
                 "base": numbers(attempt.started_s for attempt in own),
                 "x": numbers(max(end - a.started_s, shortest) for a, end in zip(own, ends, strict=True)),
-                "y": rows,
+                "y": [bases[a.gpu_id] + lanes[a.gpu_id, (a.task.index, a.number)] for a in own],
                 "width": 0.86,
-                "marker": {
-                    "color": colour,
-                    "opacity": [shades[a.task.index, a.number] for a in own],
-                    "line": {"width": 0},
-                },
-                "hovertext": [_story(a, end) for a, end in zip(own, ends, strict=True)],
-                "hovertemplate": f"%{{hovertext}}<br>{words}<extra></extra>",
-                "textangle": 0,
-                "textfont": {"color": "#ffffff"},
-                **labels,
+                "marker": marker,
+                "customdata": [
+                    [a.task.index, a.gpu_id, number(end), *more] for a, end, more in zip(own, ends, told, strict=True)
+                ],
+                "hovertemplate": f"task-%{{customdata[0]:06d}}{same} on GPU %{{customdata[1]}}<br>"
+                f"%{{base:.5~g}} to %{{customdata[2]:.5~g}} s, {words}<extra></extra>",
+                **(_labels([label(a) for a in own], colour) if label else {}),
             }
         )
     return traces
+
+
+def _told(attempts: Sequence[Attempt]) -> tuple[list[list[str]], str]:
+    """What else there is to say of each, for customdata, and the template of it: in it where it is the same for all."""
+    told = [
+        f"{f', attempt {a.number}' if a.task.attempts > 1 else ''}: {a.task.spec.kind}, {a.task.spec.priority}, "
+        f"{a.reserved_bytes / GIB:.3g} GiB"
+        for a in attempts
+    ]
+    return ([[]] * len(told), told[0]) if len(set(told)) == 1 else ([[text] for text in told], "%{customdata[3]}")
+
+
+def _labels(texts: list[str], colour: str) -> dict[str, Any]:
+    return {
+        "text": texts,
+        "textposition": "inside",
+        "insidetextanchor": "middle",
+        "textangle": 0,
+        "textfont": {"color": label_colour(colour)},
+    }
 
 
 def _number_of(attempt: Attempt) -> str:
@@ -192,54 +223,3 @@ def _shades(attempts: Sequence[Attempt], lanes: dict[tuple[int, tuple[int, int]]
         found[key] = SHADES[seen.get(lane, 0) % len(SHADES)]
         seen[lane] = seen.get(lane, 0) + 1
     return found
-
-
-def _story(attempt: Attempt, end_s: float) -> str:
-    task = attempt.task
-    again = f", attempt {attempt.number}" if task.attempts > 1 else ""
-    return (
-        f"{task.task_id}{again}: {task.spec.kind}, {task.spec.priority}, GPU {attempt.gpu_id}<br>"
-        f"{attempt.started_s:.5g} to {end_s:.5g} s, {attempt.reserved_bytes / GIB:.3g} GiB"
-    )
-
-
-def _finding(result: Result, attempts: Sequence[Attempt], end_s: float) -> str:
-    counts = {outcome: sum(outcome_of(a) == outcome for a in attempts) for outcome in OUTCOMES}
-    odd = [f"{count} {OUTCOMES[name][1]}" for name, count in counts.items() if count and name != "finished"]
-    tasks = len({attempt.task.index for attempt in attempts})
-    gpus = _gpus(attempts)
-    what = device_word(result.backend)
-    where = f"{len(gpus):,} of {len(result.devices):,} {what}s" if len(result.devices) > 1 else f"one {what}"
-    text = f"{plural(tasks, 'task')} on {where} in {seconds_text(end_s)}"
-    if not odd:
-        return f"{text}, all finished"
-    return f"{text}; attempts: {', '.join(odd)}, {counts['finished']} finished"
-
-
-def _crowd(result: Result, attempts: Sequence[Attempt], phases: Sequence[tuple[float, str]]) -> Figure:
-    """Too many for bars: running tasks per GPU, middle and spread over the GPUs."""
-    import numpy as np
-
-    shapes, notes = spans(phases)
-    count = len(result.devices)
-    times = np.linspace(0.0, result.virtual_s or 1.0, MOST_POINTS + 1)
-    own: list[list[Attempt]] = [[] for _ in range(count)]
-    for attempt in attempts:
-        own[attempt.gpu_id].append(attempt)
-    starts = [np.sort([a.started_s for a in one]) for one in own]
-    ends = [np.sort([math.inf if a.ended_s is None else a.ended_s for a in one]) for one in own]
-    running = np.array(
-        [
-            np.searchsorted(s, times, "right") - np.searchsorted(e, times, "right")
-            for s, e in zip(starts, ends, strict=True)
-        ]
-    )
-    return figure(
-        spread_bands(times, running, BLUE, "tasks"),
-        _finding(result, attempts, result.virtual_s) + f" (middle and spread over {count:,} GPUs)",
-        f"Running tasks per GPU; {source(result.provenance)}",
-        axis("time (s)", zeroline=False),
-        axis("running tasks per GPU", rangemode="tozero"),
-        shapes=shapes,
-        annotations=notes,
-    )

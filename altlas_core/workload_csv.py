@@ -16,18 +16,12 @@ CACHE_SIZE: Final = 4096  # equal cells share one object; a file of different ti
 
 
 def read_rows(path: Path, columns: Mapping[str, Rule]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line in the file, record) of each row that is not blank. Empty cells are left out. Raises WorkloadError."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from _rows(path, csv.reader(file, strict=True), columns)
-    except FileNotFoundError:
-        raise WorkloadError(f"{path}: no such file. Give a CSV file with a header row.") from None
-    except IsADirectoryError:
-        raise WorkloadError(f"{path}: is a directory. Give a CSV file with a header row.") from None
-    except UnicodeDecodeError as error:
-        raise WorkloadError(f"{path}: is not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
-    except OSError as error:
-        raise WorkloadError(f"{path}: cannot be read: {error.strerror or error}.") from None
+    """(line in the file, record) of each row that is not blank. Empty cells are left out.
+
+    Raises WorkloadError for what is no such file, OSError and UnicodeDecodeError as they come.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        yield from _rows(path, csv.reader(file, strict=True), columns)
 
 
 def _rows(path: Path, reader: Any, columns: Mapping[str, Rule]) -> Iterator[tuple[int, dict[str, Any]]]:

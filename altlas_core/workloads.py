@@ -1,4 +1,4 @@
-"""What is submitted when: records, CSV files and seeded generators -> a Workload of TaskSpecs.
+"""What is submitted when: records, files and seeded generators -> a Workload of TaskSpecs.
 
 The fields of a record are those of TaskSpec (but batch_id) and `items`: a batch of so many items, cut into pieces when
 it runs. Times are seconds on the run's clock, memory bytes, sizes elements.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from altlas_core import calls, rules
+from altlas_core import calls, rules, workload_files
 from altlas_core.errors import WorkloadError, nearest
 from altlas_core.kinds import DTYPES, KINDS
 from altlas_core.model import PRIORITIES, Call, TaskSpec
@@ -72,7 +72,7 @@ _PANDAS_MISSING: Final = frozenset({"NAType", "NaTType"})
 class Workload:
     """Task requests in order of (submit_s, position). `items`: how many items a batch has, by index; others have one.
 
-    Made by from_records, from_csv, poisson or uniform, which check every field.
+    Made by from_records, from_file (from_csv, from_parquet, from_jsonl), poisson or uniform, which check every field.
     """
 
     specs: tuple[TaskSpec, ...] = ()
@@ -123,15 +123,37 @@ class Workload:
         Raises WorkloadError naming file, row (the line in the file, the header's is 1), column, value and what is
         allowed.
         """
-        from altlas_core.workload_csv import read_rows
+        return cls._from_file(Path(path), workload_files.CSV)
 
+    @classmethod
+    def from_parquet(cls, path: str | Path) -> Workload:
+        """Read a Parquet file; a null (or NaN) means the default. Raises WorkloadError as from_csv, rows from 1."""
+        return cls._from_file(Path(path), workload_files.PARQUET)
+
+    @classmethod
+    def from_jsonl(cls, path: str | Path) -> Workload:
+        """Read a file with one JSON object a line; null means the default. Raises WorkloadError as from_csv."""
+        return cls._from_file(Path(path), workload_files.JSON_LINES)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Workload:
+        """Read a CSV, Parquet or JSON lines file, by its ending. Raises WorkloadError, also where it holds no task."""
+        path = Path(path)
+        workload = cls._from_file(path, workload_files.format_of(path))
+        if not workload:
+            raise WorkloadError(f"{path}: holds no task; allowed: at least one record")
+        return workload
+
+    @classmethod
+    def _from_file(cls, path: Path, file_format: workload_files.Format) -> Workload:
         specs: list[TaskSpec] = []
         items: list[int] = []
-        for row, record in read_rows(Path(path), FIELDS):
+        place, before = file_format.place
+        for number, record in workload_files.read(path, file_format, FIELDS):
             try:
                 spec, count = _spec(record)
             except RefusedError as problem:
-                raise WorkloadError(f"{path}, row {row}: column {problem}") from None
+                raise WorkloadError(f"{path}, {place} {number}: {before}{problem}") from None
             specs.append(spec)
             items.append(count)
         return cls._ordered(specs, items)

@@ -1,4 +1,4 @@
-"""The five scenarios: they pass on sound machines, follow their settings, and fail when something is broken."""
+"""The scenarios: they pass on sound machines, follow their settings, and fail when something is broken."""
 
 from __future__ import annotations
 
@@ -27,7 +27,15 @@ from altlas_core.scenarios.measures import (
     usable_places,
 )
 
-NAMES = ["gpu_detection", "basic_functionality", "concurrent_processing", "performance", "error_handling"]
+NAMES = [
+    "gpu_detection",
+    "basic_functionality",
+    "concurrent_processing",
+    "performance",
+    "error_handling",
+    "own_workload",
+    "strategy_comparison",
+]
 
 
 def settings(**overrides: Any) -> Settings:
@@ -43,10 +51,10 @@ def failed(result: ScenarioResult) -> list[str]:
     return [check.name for check in result.checks if not check.passed]
 
 
-# --- all five -----------------------------------------------------------------------------------------------------
+# --- all of them --------------------------------------------------------------------------------------------------
 
 
-def test_the_five_scenarios_are_there_in_order() -> None:
+def test_the_scenarios_are_there_in_order() -> None:
     assert list(SCENARIOS) == NAMES
 
 
@@ -129,7 +137,8 @@ def test_the_result_says_what_reports_need(name: str) -> None:
 
 def test_enabled_false_leaves_a_scenario_out() -> None:
     chosen = enabled_scenarios(settings(test__detection__enabled=False, test__performance__enabled=False))
-    assert [scenario.name for scenario in chosen] == ["basic_functionality", "concurrent_processing", "error_handling"]
+    left_out = {"gpu_detection", "performance"}
+    assert [scenario.name for scenario in chosen] == [name for name in NAMES if name not in left_out]
 
 
 # --- GPU detection ------------------------------------------------------------------------------------------------

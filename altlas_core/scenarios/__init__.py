@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, frozen=True)
 class Scenario:
-    """`notebook` is its file name in notebooks/, `section` its part of `test` in the settings."""
+    """`notebook` is its file name in notebooks/, `section` its part of `test` in the settings.
+
+    `on_request`: part of a suite only where it is asked for by name, or where a workload is given.
+    """
 
     name: str
     title: str
     notebook: str
     section: str
+    on_request: bool = False
 
     def run(self, settings: Settings) -> ScenarioResult:
         """Run it; its module is imported now. Workers of real devices stay warm from one of its runs to the next."""
@@ -41,6 +45,8 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         ),
         Scenario("performance", "Performance", "04_performance.ipynb", "performance"),
         Scenario("error_handling", "Error handling", "05_error_handling.ipynb", "error_handling"),
+        Scenario("own_workload", "Your own workload", "06_own_workload.ipynb", "own_workload", on_request=True),
+        Scenario("strategy_comparison", "Strategies compared", "07_strategy_comparison.ipynb", "strategy_comparison"),
     )
 }
 
@@ -48,3 +54,8 @@ SCENARIOS: Final[dict[str, Scenario]] = {
 def enabled_scenarios(settings: Settings) -> list[Scenario]:
     """Those that test.<section>.enabled leaves in, in order."""
     return [scenario for scenario in SCENARIOS.values() if getattr(settings.test, scenario.section).enabled]
+
+
+def waits_to_be_asked(name: str, settings: Settings) -> bool:
+    """Whether a scenario is left out of a suite that names none: nobody has given what it is about."""
+    return name in SCENARIOS and SCENARIOS[name].on_request and settings.run.workload is None

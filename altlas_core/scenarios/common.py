@@ -197,7 +197,7 @@ class Bench:
     def run(
         self,
         label: str,
-        records: Sequence[Mapping[str, Any]],
+        records: Sequence[Mapping[str, Any]] | Workload,
         overrides: Mapping[str, Any] | None = None,
         faults: Sequence[Fault] = (),
         devices: Sequence[DeviceSpec] | None = None,
@@ -209,7 +209,8 @@ class Bench:
             changed.setdefault("telemetry.interval", max(MIN_REAL_INTERVAL_S, interval_s))
         settings = with_overrides(self.settings, changed, tuple(USER_STRATEGIES)) if changed else self.settings
         specs = self.devices if devices is None else devices
-        self.runs[label] = run_experiment(settings, Workload.from_records(records), faults=faults, devices=specs)
+        workload = records if isinstance(records, Workload) else Workload.from_records(records)
+        self.runs[label] = run_experiment(settings, workload, faults=faults, devices=specs)
         return self.runs[label]
 
     def run_phases(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from altlas_core.backends import warm
@@ -32,7 +32,22 @@ from altlas_core.workloads import Workload
 if TYPE_CHECKING:
     from altlas_core.backends.base import Backend
 
-REAL_FAULTS: Final = ("lose_gpu", "return_gpu", "crash_worker")  # the others are about readings
+REAL_FAULTS: Final = ("lose_gpu", "return_gpu", "crash_worker", "hang_task")  # the others are about readings
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run that may begin: all that can be refused beforehand has been looked at.
+
+    `requests` and `faults`, and the default timeout in `settings`, are times run.time_scale where devices are real.
+    """
+
+    settings: Settings
+    seed: int
+    specs: tuple[DeviceSpec, ...]
+    provenance: str
+    requests: Sequence[TaskSpec]
+    faults: Sequence[Fault]
 
 
 def run(
@@ -58,13 +73,14 @@ def run(
             gc.enable()
 
 
-def _run(
-    settings: Settings | None,
-    workload: Workload | None,
-    seed: int | None,
-    faults: Sequence[Fault],
-    devices: Sequence[DeviceSpec] | None,
-) -> Result:
+def prepare(
+    settings: Settings | None = None,
+    workload: Workload | None = None,
+    seed: int | None = None,
+    faults: Sequence[Fault] = (),
+    devices: Sequence[DeviceSpec] | None = None,
+) -> Prepared:
+    """Find the devices and check all that was given; see `run`. Raises AltlasError children."""
     if not isinstance(workload, Workload):
         what = "nothing to run" if workload is None else f"{type(workload).__name__} is no workload"
         raise WorkloadError(f"{what}: give a Workload, e.g. Workload.from_records([{{'duration_s': 2.0}}])")
@@ -80,28 +96,53 @@ def _run(
     check_work(requests, specs)
     if provenance != "simulated":
         settings, requests, faults = _scaled(settings, requests, faults)
-    tasks = make_tasks(requests, settings.gpu, len(specs))
+    return Prepared(settings, seed, specs, provenance, requests, faults)
+
+
+def _run(
+    settings: Settings | None,
+    workload: Workload | None,
+    seed: int | None,
+    faults: Sequence[Fault],
+    devices: Sequence[DeviceSpec] | None,
+) -> Result:
+    ready = prepare(settings, workload, seed, faults, devices)
+    settings, seed, specs = ready.settings, ready.seed, ready.specs
+    tasks = make_tasks(ready.requests, settings.gpu, len(specs))
     distributor = Distributor(settings.gpu, specs, seed)
     backend = make_backend(settings, specs, seed)
     log = EventLog(log_header(settings, specs, seed))
     telemetry = Telemetry(distributor, backend, settings.telemetry.interval)
-    if provenance == "simulated" and settings.run.pace == 0:
+    if ready.provenance == "simulated" and settings.run.pace == 0:
         driver = VirtualDriver(distributor, backend, log, telemetry, settings.gpu.detection.health_check_interval)
-        length_s = driver.run(tasks, faults)
+        length_s = driver.run(tasks, ready.faults)
     else:
-        pace = settings.run.pace if provenance == "simulated" else 1.0
-        length_s = _run_in_real_time(settings, distributor, backend, log, telemetry, tasks, faults, pace)
-    kinds = {spec.kind for spec in specs}
+        pace = settings.run.pace if ready.provenance == "simulated" else 1.0
+        length_s = _run_in_real_time(settings, distributor, backend, log, telemetry, tasks, ready.faults, pace)
+    return make_result(ready, distributor, backend, log, telemetry, tasks, length_s)
+
+
+def make_result(
+    ready: Prepared,
+    distributor: Distributor,
+    backend: Backend,
+    log: EventLog,
+    telemetry: Telemetry,
+    tasks: Sequence[Task],
+    length_s: float,
+) -> Result:
+    """What a run that is over leaves."""
+    kinds = {spec.kind for spec in ready.specs}
     stale = dict(distributor.stale)
     late = getattr(_workers(backend), "late", 0)  # answers of workers that never became facts
     if late:
         stale["late result"] = stale.get("late result", 0) + late
     return Result(
-        settings,
-        seed,
+        ready.settings,
+        ready.seed,
         "mixed" if len(kinds) > 1 else kinds.pop(),
-        provenance,
-        specs,
+        ready.provenance,
+        ready.specs,
         length_s,
         log,
         telemetry,

@@ -39,6 +39,10 @@ FAULT_KINDS: Final[dict[str, FaultKind]] = {
         lasts=True,
     ),
     "crash_worker": FaultKind("a worker process of the device dies"),
+    "hang_task": FaultKind(
+        "what started last on the device makes no more progress (nothing happens where nothing runs): a simulated "
+        "attempt until it is stopped, a real worker process until its silence is noticed"
+    ),
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import altlas_core as altlas
 from altlas_core.errors import WorkloadError
 from altlas_core.faults import Fault, check_gpu_ids, from_records
 
@@ -20,6 +21,7 @@ from altlas_core.faults import Fault, check_gpu_ids, from_records
         {"time_s": 1, "gpu_id": 0, "kind": "foreign_memory", "value": 2**33},
         {"time_s": 1, "gpu_id": 0, "kind": "foreign_load", "value": 100},
         {"time_s": 1, "gpu_id": 0, "kind": "crash_worker", "value": None},
+        {"time_s": 1, "gpu_id": 0, "kind": "hang_task"},
     ],
 )
 def test_a_good_fault_is_taken_as_given(record: dict[str, Any]) -> None:
@@ -64,6 +66,7 @@ GOOD = {"time_s": 1.0, "gpu_id": 0, "kind": "lose_gpu"}
         ({"value": 3}, ("value", "3", "leave it out")),
         ({"kind": "return_gpu", "duration_s": 3}, ("duration_s", "leave it out")),
         ({"kind": "crash_worker", "duration_s": 3}, ("duration_s", "leave it out")),
+        ({"kind": "hang_task", "duration_s": 3}, ("duration_s", "leave it out")),
         ({"kind": "overheat"}, ("value", "null", "degrees C")),
         ({"kind": "overheat", "value": 1000}, ("value", "1000", "to 200")),
         ({"kind": "foreign_memory", "value": 0}, ("value", "0", "bytes")),
@@ -92,3 +95,57 @@ def test_a_fault_on_a_device_that_is_not_there_is_refused() -> None:
     check_gpu_ids(faults, 5)
     with pytest.raises(WorkloadError, match=r"lose_gpu at 2 s: gpu_id: 4 is not there; allowed: from 0 to 3"):
         check_gpu_ids(faults, 4)
+
+
+# --- hang_task on a simulated GPU -------------------------------------------------------------------------------------
+
+
+def hanging(records: list[dict[str, Any]], *faults: Fault, slots: int = 4, gpus: str = "1x A100") -> altlas.Result:
+    keys = {"gpu.devices": [gpus], "gpu.workload.max_concurrent_tasks_per_gpu": slots, "telemetry.interval": 0.5}
+    settings = altlas.load_config(overrides=keys, environ={})
+    return altlas.run(settings, altlas.Workload.from_records(records), faults=faults)
+
+
+def test_what_started_last_hangs_until_its_timeout_and_keeps_its_memory_and_its_slot() -> None:
+    records = [{"duration_s": 4.0}, {"submit_s": 1.0, "duration_s": 4.0, "timeout_s": 10.0, "memory_bytes": 2**30}]
+    waiting = {"submit_s": 6.0, "duration_s": 1.0}
+    result = hanging([*records, waiting], Fault(2.0, 0, "hang_task"), Fault(20.0, 0, "hang_task"), slots=2)
+    assert list(result.tasks.finished_s) == [4.0, 11.0, 7.0]
+    assert list(result.tasks.error_code) == [None, "timeout", None]
+    readings = result.telemetry.set_index("time_s")
+    assert readings.utilization_pct[5.0] == 0.0  # it computes nothing
+    assert readings.memory_used_bytes[5.0] == 2**30
+    assert readings.running_tasks[5.0] == 1
+    assert readings.memory_used_bytes.iloc[-1] == 0
+
+
+def test_who_shares_the_gpu_with_a_hung_kernel_has_it_to_himself() -> None:
+    work = {"iterations": 40_000, "input_size": 8192, "output_size": 8192}
+    alone_s = float(hanging([work]).tasks.finished_s[0])
+    result = hanging([work, {**work, "timeout_s": 5 * alone_s}], Fault(alone_s, 0, "hang_task"))
+    assert result.tasks.finished_s[0] == pytest.approx(1.5 * alone_s)  # half of it was done by then
+    assert result.tasks.state[1] == "FAILED"
+    assert result.attempts.iterations[1] == pytest.approx(20_000)
+
+
+@pytest.mark.parametrize(
+    ("fault", "state", "finished_s"),
+    [("lose_gpu", "COMPLETED", 9.0), ("crash_worker", "COMPLETED", 9.0), (None, "CANCELLED", 30.0)],
+)
+def test_a_hung_attempt_ends_with_its_gpu_its_worker_or_when_its_owner_cancels(
+    fault: str | None, state: str, finished_s: float
+) -> None:
+    faults = [Fault(1.0, 0, "hang_task")]
+    if fault is not None:
+        faults.append(Fault(4.0, 0, fault))
+    result = hanging([{"duration_s": 5.0, "cancel_s": 30.0}], *faults, gpus="2x A100")
+    assert (result.tasks.state[0], result.tasks.finished_s[0]) == (state, finished_s)
+    assert result.telemetry.memory_used_bytes.dropna().iloc[-1] == 0
+
+
+def test_a_second_fault_hangs_the_one_that_started_before_and_where_nothing_runs_none_does() -> None:
+    records = [{"duration_s": 5.0, "timeout_s": 20.0}, {"submit_s": 1.0, "duration_s": 5.0, "timeout_s": 20.0}]
+    hang = [Fault(time_s, 0, "hang_task") for time_s in (0.0, 2.0, 2.5, 3.0)]
+    result = hanging(records, *hang[:1])
+    assert list(result.tasks.finished_s) == [5.0, 6.0]
+    assert list(hanging(records, *hang[1:]).tasks.finished_s) == [20.0, 21.0]

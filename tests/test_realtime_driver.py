@@ -491,6 +491,31 @@ def test_a_driver_that_drains_starts_nothing_more_and_lets_what_runs_end() -> No
     assert busy == [True, False]
 
 
+def test_a_driver_that_drained_starts_what_waits_as_soon_as_it_is_resumed() -> None:
+    def submit(index: int) -> Callable[[Scene], None]:
+        tasks = [TaskSpec(kind="noop")] * (index + 1)
+        return lambda at: at.driver.call(lambda now, task: TaskSubmitted(task), at.tasks(*tasks)[index])
+
+    scene = served((0.5, lambda at: at.driver.drain()), (0.6, submit(0)), (0.9, lambda at: at.driver.resume()),
+                   (1.0, submit(1)))  # fmt: skip
+    assert scene.backend.orders() == ["start 0.1 on 0", "start 1.1 on 0"]
+    assert [scene.task(index).started_s for index in (0, 1)] == pytest.approx([0.9, 1.0])
+
+
+def test_a_run_goes_on_while_more_is_to_come_than_its_plan() -> None:
+    coming = [0.5]
+
+    def arrive(now: float, task: Task) -> Fact:
+        coming.clear()
+        return TaskSubmitted(task)
+
+    scene = Scene((0.25, posting(AttemptFinished(0, 1))), (0.75, posting(AttemptFinished(1, 1))))
+    first, second = scene.tasks(NOOP, NOOP)
+    scene.driver.post_at(0.5, RANK_SUBMIT, arrive, second)
+    length_s = scene.driver.run([(0.0, RANK_SUBMIT, TaskSubmitted(first))], more=lambda: bool(coming))
+    assert (length_s, second.state) == (0.75, "COMPLETED")
+
+
 def test_a_log_is_told_when_a_look_is_over() -> None:
     looks: list[tuple[float, int]] = []
 

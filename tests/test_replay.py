@@ -50,6 +50,7 @@ FAULT = st.builds(
             ("foreign_memory", 30 * GIB, True),
             ("foreign_load", 99.0, True),
             ("crash_worker", None, False),
+            ("hang_task", None, False),
         ]
     ),
     st.sampled_from([None, 10.0, 60.0]),

@@ -110,10 +110,14 @@ def test_a_spare_worker_takes_over_and_another_is_started_for_it(bench: Bench) -
 
 def test_a_worker_that_does_not_answer_is_killed_and_replaced() -> None:
     bench = Bench(DEVICES[:1], spare_workers=1, heartbeat_timeout_s=0.5)
+    hang = Fault(0.0, 0, "hang_task")
     try:
         pid = bench.pid()
+        bench.backend.inject(0.0, hang)  # nothing runs there, so nothing happens
+        bench.start(kind="noop")
+        assert isinstance(bench.mail.next(), AttemptFinished)
         attempt = bench.start(kind="sleep", duration_s=600)
-        os.kill(pid, signal.SIGSTOP)
+        bench.backend.inject(0.0, hang)
         assert bench.mail.next() == WorkerCrashed(0, ((attempt.task.index, 1),), "did not answer for 0.5 s")
         bench.start(kind="sleep", duration_s=2.5)  # longer than the timeout: silent, but it answers when asked
         assert isinstance(bench.mail.next(), AttemptFinished)

@@ -52,6 +52,7 @@ class _Gpu:
         "foreign_bytes",
         "foreign_pct",
         "forced_c",
+        "hung",
         "kernels",
         "last_s",
         "lost",
@@ -75,6 +76,7 @@ class _Gpu:
         self.model = CATALOG[spec.model]
         self.thermal = thermal
         self.runs: dict[Attempt, _Run] = {}
+        self.hung: dict[Attempt, float] = {}  # hold their place and do nothing; how many iterations they had run
         self.costs = costs
         self.kernels = 0
         self.activity = 0.0  # sum over the running kernels
@@ -118,6 +120,18 @@ class _Gpu:
             self.activity = 0.0
             self.busy_s += now - self.busy_since_s
         return (self.work_s - work_at_start) / seconds
+
+    def hang(self, now: float) -> None:
+        """What started last makes no more progress: it keeps its memory and computes nothing. None runs: nothing."""
+        attempt = next(reversed(self.runs), None)
+        if attempt is not None:
+            self.hung[attempt] = self.leave(now, attempt, self.runs.pop(attempt))
+            self.memory_bytes += attempt.task.memory_bytes
+
+    def unhang(self, attempt: Attempt) -> float:
+        """Take a hung attempt off; returns how many iterations it had run."""
+        self.memory_bytes -= attempt.task.memory_bytes
+        return self.hung.pop(attempt)
 
     def read(self, now: float) -> DeviceSample:
         """The readings now; utilization and power are means since the mark, as NVML's are over its sample period."""
@@ -220,11 +234,14 @@ class SimulatedBackend:
     def stop(self, now: float, attempt: Attempt, reason: str) -> None:
         gpu = self._gpus[attempt.gpu_id]
         run = gpu.runs.pop(attempt, None)
-        if run is None:
+        if run is not None:
+            iterations = gpu.leave(now, attempt, run)
+            if gpu.ends:
+                self._plan_end(gpu)
+        elif attempt in gpu.hung:
+            iterations = gpu.unhang(attempt)
+        else:
             return  # its own ending came first
-        iterations = gpu.leave(now, attempt, run)
-        if gpu.ends:
-            self._plan_end(gpu)
         self._mailbox.post(AttemptStopped(attempt.task.index, attempt.number, iterations))
 
     def sample(self, now: float, gpu_id: int) -> DeviceSample | None:
@@ -349,14 +366,16 @@ class SimulatedBackend:
 
     def _clear(self, gpu: _Gpu) -> list[tuple[int, int]]:
         """Everything on a GPU is gone at once; returns what ran as (task_index, attempt number)."""
-        runs = list(gpu.runs.items())
+        runs, hung = list(gpu.runs.items()), list(gpu.hung)
         for attempt, run in runs:
             gpu.leave(gpu.last_s, attempt, run)
+        for attempt in hung:
+            gpu.unhang(attempt)
         gpu.runs.clear()
         gpu.ends.clear()
         gpu.plan += 1
         gpu.next_end_s = inf
-        return [(attempt.task.index, attempt.number) for attempt, _ in runs]
+        return [(attempt.task.index, attempt.number) for attempt in [*(attempt for attempt, _ in runs), *hung]]
 
     # --- faults ---------------------------------------------------------------------------------------------------
 
@@ -372,6 +391,10 @@ class SimulatedBackend:
             return DeviceReturned(fault.gpu_id)
         if fault.kind == "crash_worker":
             return self._crash(fault.gpu_id, [], "signal 9 (SIGKILL), simulated fault")
+        if fault.kind == "hang_task":
+            gpu.hang(now)
+            self._plan_end(gpu)
+            return None
         self._disturb(gpu, fault.kind, fault.value)
         if fault.duration_s is not None:
             self._mailbox.post_at(now + fault.duration_s, RANK_DEVICE, self._calm, (gpu, fault.kind))

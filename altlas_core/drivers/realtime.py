@@ -116,6 +116,7 @@ class RealtimeDriver:
         self._heap: list[tuple[float, int, int, Due, Any]] = []
         self._sequence = 0
         self._to_submit = 0  # planned submissions
+        self._more = _never
         self._began_s = 0.0  # on the clock
         self._samples = 0
         self._next_sample_s = FOREVER
@@ -143,13 +144,20 @@ class RealtimeDriver:
 
     # --- the run --------------------------------------------------------------------------------------------------
 
-    def run(self, plan: Iterable[tuple[float, int, Fact]] = (), close: bool = True) -> float:
+    def run(
+        self,
+        plan: Iterable[tuple[float, int, Fact]] = (),
+        close: bool = True,
+        more: Callable[[], bool] | None = None,
+    ) -> float:
         """Open the backend, play the plan of (time_s, rank, fact), return the seconds it took.
 
         Ends when every planned task was submitted, all tasks are final and the devices are free again. `close=False`
-        leaves the backend open for a further run. Raises StateError if a fact is impossible (a fault in this program);
-        then, and on Ctrl-C, the backend is closed in any case.
+        leaves the backend open for a further run. `more()` says whether tasks are still to come that are not in the
+        plan: they are posted. Raises StateError if a fact is impossible (a fault in this program); then, and on Ctrl-C,
+        the backend is closed in any case.
         """
+        self._more = more or _never
         return self._play(plan, until_done=True, close=close)
 
     def serve(self) -> None:
@@ -157,8 +165,13 @@ class RealtimeDriver:
         self._play((), until_done=False, close=True)
 
     def drain(self) -> None:
-        """Start nothing more; what runs goes on. Any thread."""
+        """Start nothing more, until `resume`; what runs goes on. Any thread."""
         self._draining = True
+
+    def resume(self) -> None:
+        """Undo `drain`: what waits is decided about at once. Any thread."""
+        self._draining = False
+        self.call(_nothing, None)
 
     @property
     def busy(self) -> bool:
@@ -209,7 +222,7 @@ class RealtimeDriver:
 
     def _done(self) -> bool:
         distributor = self._distributor
-        if self._to_submit or distributor.open_tasks or not self._inbox.empty():
+        if self._to_submit or distributor.open_tasks or self._more() or not self._inbox.empty():
             return False
         return not self.busy
 
@@ -371,7 +384,11 @@ class RealtimeDriver:
 
 
 def _nothing(*_: object) -> None:
-    """For backends without poll or flush."""
+    """For backends without poll or flush; as a call, it only makes the driver decide."""
+
+
+def _never() -> bool:
+    return False
 
 
 def _as_planned(_now: float, fact: Fact) -> Fact:

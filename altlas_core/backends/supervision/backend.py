@@ -240,17 +240,22 @@ class TorchBackend:
     # --- faults ---------------------------------------------------------------------------------------------------
 
     def inject(self, now: float, fault: Fault) -> Fact | None:
-        """Make a planned fault happen: lose_gpu, return_gpu, crash_worker. Raises DeviceError for those of sensors."""
+        """Make a planned fault happen: lose_gpu, return_gpu, crash_worker, hang_task.
+
+        Raises DeviceError for those of sensors.
+        """
         if fault.kind == "lose_gpu":
             self.lose_device(fault.gpu_id, "taken away by the fault plan")
         elif fault.kind == "return_gpu":
             self.return_device(fault.gpu_id)
         elif fault.kind == "crash_worker":
             self.crash_worker(fault.gpu_id)
+        elif fault.kind == "hang_task":
+            self.hang_worker(fault.gpu_id)
         else:
             raise DeviceError(
                 f"fault {fault.kind} at {fault.time_s:g} s: a real device cannot be made to read that; "
-                "allowed on real devices: lose_gpu, return_gpu, crash_worker; or use simulated ones"
+                "allowed on real devices: lose_gpu, return_gpu, crash_worker, hang_task; or use simulated ones"
             )
         return None  # what happens is reported when it has happened
 
@@ -267,3 +272,7 @@ class TorchBackend:
     def crash_worker(self, gpu_id: int) -> None:
         """SIGKILL the device's worker, as if it had died by itself."""
         self._lanes[gpu_id].crash()
+
+    def hang_worker(self, gpu_id: int) -> None:
+        """SIGSTOP the device's worker, if anything runs there: all that does hangs, and the heartbeat must find out."""
+        self._lanes[gpu_id].hang()

@@ -151,6 +151,11 @@ class Lane:
             if self.worker is not None:
                 self.worker.crash()
 
+    def hang(self) -> None:
+        with self.lock:
+            if self.worker is not None and self.running:
+                self.worker.hang()
+
     # --- news: the supervisor's thread ----------------------------------------------------------------------------
 
     def adopt(self, worker: WorkerProcess, now: float) -> bool:

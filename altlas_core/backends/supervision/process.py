@@ -103,10 +103,17 @@ class WorkerProcess:
         self.doomed = True
         self._strike()
 
+    def hang(self) -> None:
+        """SIGSTOP: it is there and does nothing, until somebody kills it. A planned fault."""
+        self._signal(signal.SIGSTOP)
+
     def _strike(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
         if self._popen.returncode is None:
             with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(self.pid, number)
 
     def reap(self, wait_s: float, dying_s: float = DYING_S) -> str:
         """Wait up to `wait_s` for the end, then force it and wait up to `dying_s`. Returns what it died of."""

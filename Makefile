@@ -11,13 +11,14 @@ PYTEST := $(BIN)/python -m pytest
 NOTEBOOKS := $(wildcard notebooks/[0-9][0-9]_*.ipynb)
 ARGS ?=
 
-.PHONY: help install install-test report serve test test-unit test-notebooks lint bench lab gpu-check clean
+.PHONY: help install install-test report serve test test-unit test-notebooks notebooks lint bench lab gpu-check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make install    virtual environment in $(VENV)/ with the pinned dependencies and the altlas command'
 	@echo 'make report     run all scenarios and write reports/<run>/index.html     (ARGS="--backend cpu ...")'
 	@echo 'make test       unit, notebook, API and browser tests                    (ARGS="-k name" goes to pytest)'
+	@echo 'make notebooks  execute the notebooks and store their outputs            (ARGS="FILE ...": some of them)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make bench      the benchmarks behind docs/benchmarks.md'
 	@echo 'make serve      the HTTP API and its live page                           (ARGS="--devices cpu:1 ...")'
@@ -56,6 +57,10 @@ test-unit: install-test
 # Every committed output must come out again, byte for byte: virtual time and a seed make that possible.
 test-notebooks: install-test
 	$(if $(NOTEBOOKS),ALTLAS_GPU__BACKEND=simulated $(PYTEST) --nbval $(NOTEBOOKS),@echo 'no notebooks yet')
+
+# Executes all notebooks on the default simulated machine and stores the outputs that test-notebooks compares.
+notebooks: install-test
+	$(BIN)/python -m altlas_core.notebook --refresh $(ARGS)
 
 lint: install-test
 	$(BIN)/ruff check .

@@ -53,6 +53,17 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+EXPORT_FORMATS: Final = ("csv", "parquet", "trace")  # trace: Chrome's trace events, as Perfetto reads them
+
+
+def _export_formats(value: Any) -> tuple[str, ...]:
+    """A list, or a text with commas between; each once, in the order of EXPORT_FORMATS."""
+    given = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(given, (list, tuple)) or not all(name in EXPORT_FORMATS for name in given):
+        raise RefusedError(f"{shown(value)} is not a list of formats; allowed: {', '.join(EXPORT_FORMATS)}")
+    return tuple(name for name in EXPORT_FORMATS if name in given)
+
+
 def _device_entries(value: Any) -> tuple[str, ...]:
     given = [value] if isinstance(value, str) else value
     usable = isinstance(given, (list, tuple)) and all(isinstance(entry, str) for entry in given)
@@ -184,10 +195,19 @@ class TelemetrySettings:
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """`pace`: simulated seconds per real second, 0 = virtual time. `time_scale`: factor on real durations."""
+    """`pace`: simulated seconds per real second, 0 = virtual time. `time_scale`: factor on real durations.
+
+    `workload`: the file that own_workload and strategy_comparison run. `deadline`, `notebook_deadline`: real seconds, 0
+    = none.
+    """
 
     pace: float = key(0.0, Number(0.0, 1e6))
     time_scale: float = key(1.0, Number(0.0, 100.0, above=True))
+    workload: str | None = key(None, _optional_text)
+    repeat: int = key(1, rules.whole(1, 1000, "runs"))
+    export: tuple[str, ...] = key((), _export_formats)
+    deadline: float = key(0.0, rules.seconds(above=False))
+    notebook_deadline: float = key(0.0, rules.seconds(above=False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,14 +305,26 @@ class ErrorScenario:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnWorkloadScenario:
+    enabled: bool = key(True, rules.boolean)
+
+
+@dataclass(frozen=True, slots=True)
+class StrategyComparisonScenario:
+    enabled: bool = key(True, rules.boolean)
+
+
+@dataclass(frozen=True, slots=True)
 class ScenarioSettings:
-    """The five test scenarios; `enabled: false` leaves one out."""
+    """The test scenarios; `enabled: false` leaves one out."""
 
     detection: DetectionScenario = section(DetectionScenario)
     basic_functionality: BasicScenario = section(BasicScenario)
     concurrent_processing: ConcurrentScenario = section(ConcurrentScenario)
     performance: PerformanceScenario = section(PerformanceScenario)
     error_handling: ErrorScenario = section(ErrorScenario)
+    own_workload: OwnWorkloadScenario = section(OwnWorkloadScenario)
+    strategy_comparison: StrategyComparisonScenario = section(StrategyComparisonScenario)
 
 
 @dataclass(frozen=True, slots=True)

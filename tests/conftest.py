@@ -17,6 +17,10 @@ devices = None
 seed = 42
 time_scale = 1.0
 pace = 0.0
+workload = None
+strategy = None
+repeat = 1
+export = None
 overrides = {}
 out_dir = None
 """

@@ -40,6 +40,11 @@ CONTRACT = {
     "telemetry.interval": 1,
     "run.pace": 0,
     "run.time_scale": 1,
+    "run.workload": None,
+    "run.repeat": 1,
+    "run.export": [],
+    "run.deadline": 0,
+    "run.notebook_deadline": 0,
     "predict.model": None,
     "predict.max_batch_delay": 0.005,
     "predict.max_length": 512,
@@ -75,6 +80,8 @@ CONTRACT = {
         {"name": "gpu_overload", "concurrent_tasks": 10, "input_size": 16384, "output_size": 16384, "duration": 10},
         {"name": "task_timeout", "concurrent_tasks": 1, "input_size": 8192, "output_size": 8192, "duration": 310},
     ],
+    "test.own_workload.enabled": True,
+    "test.strategy_comparison.enabled": True,
 }
 
 
@@ -250,6 +257,9 @@ NUMBERS = {
     "telemetry.interval": ["0", "-1", "0.0001"],
     "run.pace": ["-1"],
     "run.time_scale": ["0", "-1", "101"],
+    "run.repeat": ["0", "-1", "1001", "1.5"],
+    "run.deadline": ["-1"],
+    "run.notebook_deadline": ["-1"],
     "predict.max_batch_delay": ["-1", "11"],
     "predict.max_length": ["0", "1025", "1.5"],
     "predict.max_text_chars": ["0", "1000001"],

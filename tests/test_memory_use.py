@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from altlas_core import figures, notebook
+from altlas_core import figures
 from altlas_core.config import load_config
 from altlas_core.intake import make_tasks
 from altlas_core.model import GIB, Attempt, TaskSpec
+from altlas_core.notebook import display
+from altlas_core.notebook.session import Session
 from altlas_core.scenarios import SCENARIOS, memory
 
 MIB = 1 << 20
@@ -87,13 +89,13 @@ def test_the_figure_draws_both_and_says_the_share() -> None:
 
 def test_where_nothing_was_measured_nothing_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
-    monkeypatch.setattr(notebook, "_display", shown.append)
+    monkeypatch.setattr(display, "display", shown.append)
     settings = load_config(None, {"gpu.devices": "1x T4", "gpu.backend": "simulated"}, environ={})
     result = SCENARIOS["basic_functionality"].run(settings)
-    session = notebook.Session(result, None)
+    session = Session(result, None)
     session.memory()
     assert shown == []
     assert not any("memory used" in check.name for check in result.checks)
     result.tables["memory"] = memory.use_table([attempt(MIB, GIB)], {})
     session.memory()
-    assert [next(iter(bundle)) for bundle in shown] == [notebook.FIGURE_MIME, "text/html"]
+    assert [next(iter(bundle)) for bundle in shown] == [display.FIGURE_MIME, "text/html"]

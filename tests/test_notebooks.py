@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from altlas_core import notebook
 from altlas_core.errors import ConfigError
+from altlas_core.notebook import display, parameters, session
 from altlas_core.scenarios import SCENARIOS
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -83,9 +83,9 @@ def test_it_begins_with_plain_words_and_the_parameters(path: Path) -> None:
 
 def test_its_parameters_are_the_documented_ones() -> None:
     source = parameters_cell(PATHS[0])
-    names = [node.targets[0].id for node in ast.parse(source).body]  # type: ignore[attr-defined]
-    assert names == list(notebook.PARAMETERS)
-    assert source.startswith(notebook.INJECTED)
+    names = [node.target.id for node in ast.parse(source).body]  # type: ignore[attr-defined]
+    assert names == list(parameters.PARAMETERS)
+    assert source.startswith(parameters.INJECTED)
     assert all("#" in line for line in source.splitlines())
 
 
@@ -106,7 +106,7 @@ def test_its_outputs_hold_nothing_of_a_computer_or_a_moment(path: Path) -> None:
 @by_name
 def test_its_last_output_is_the_result(path: Path) -> None:
     result = cells(path)[-1]["outputs"][-1]["data"]
-    bundle = result[notebook.RESULT_MIME]
+    bundle = result[session.RESULT_MIME]
     assert bundle["scenario"] == path.stem[3:]
     assert bundle["passed"] is True
     assert bundle["backend"] == "simulated"
@@ -127,7 +127,7 @@ def test_committed_outputs_come_out_again_under_another_hash_seed() -> None:
 def test_one_changed_number_is_found(tmp_path: Path, part: str) -> None:
     """nbval compares figures, tables and the result bundle for real."""
     data = json.loads(PATHS[2].read_text())
-    mime = {"figure": notebook.FIGURE_MIME, "table": "text/html", "result": notebook.RESULT_MIME}[part]
+    mime = {"figure": display.FIGURE_MIME, "table": "text/html", "result": session.RESULT_MIME}[part]
     shown = [o["data"] for cell in data["cells"] for o in cell.get("outputs", []) if mime in o.get("data", {})]
     if part == "figure":
         shown[1][mime]["data"][0]["y"][0] += 1
@@ -147,7 +147,7 @@ def test_it_runs_by_hand_from_anywhere_with_devices_as_text(tmp_path: Path) -> N
     options = ("-p", "devices", "2x T4", "-p", "seed", "7", "-p", "out_dir", str(tmp_path / "run"))
     status, made, messages = papermill(tmp_path, 2, *options)
     assert status == 0, messages
-    bundle = outputs(made, notebook.RESULT_MIME)[0]
+    bundle = outputs(made, session.RESULT_MIME)[0]
     assert bundle["devices"] == ["2x T4"]
     assert bundle["seed"] == 7
     log = (tmp_path / "run" / "events" / "concurrent_processing.jsonl").read_bytes()
@@ -180,7 +180,7 @@ def test_a_bad_parameter_ends_it_with_one_clear_line(tmp_path: Path, options: tu
 def test_a_failing_check_is_shown_and_does_not_stop_it(tmp_path: Path) -> None:
     status, made, messages = papermill(tmp_path, 1, "-y", "overrides: {gpu.workload.timeout: 3}")
     assert status == 0, messages
-    bundle = outputs(made, notebook.RESULT_MIME)[0]
+    bundle = outputs(made, session.RESULT_MIME)[0]
     assert bundle["passed"] is False
     assert any("✘ failed" in "".join(table) for table in outputs(made, "text/html"))
 
@@ -189,19 +189,19 @@ def test_a_failing_check_is_shown_and_does_not_stop_it(tmp_path: Path) -> None:
 
 
 def test_without_parameters_the_machine_is_simulated_also_where_there_is_a_gpu() -> None:
-    assert notebook.settings({}).gpu.backend == "simulated"
+    assert parameters.settings({}).gpu.backend == "simulated"
 
 
 def test_devices_decide_the_backend_and_auto_can_be_asked_for() -> None:
-    assert notebook.settings({"devices": "cpu:2"}).gpu.backend == "auto"
-    assert notebook.settings({"backend": "auto"}).gpu.backend == "auto"
-    assert notebook.settings({"devices": ["T4", "L4"]}).gpu.devices == ("T4", "L4")
+    assert parameters.settings({"devices": "cpu:2"}).gpu.backend == "auto"
+    assert parameters.settings({"backend": "auto"}).gpu.backend == "auto"
+    assert parameters.settings({"devices": ["T4", "L4"]}).gpu.devices == ("T4", "L4")
 
 
 def test_parameters_go_before_overrides_and_these_before_the_file(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text("seed: 1\ngpu: {workload: {timeout: 11, batch_size: 3}}\n")
-    found = notebook.settings({"config": str(path), "seed": 3, "overrides": {"seed": 2, "gpu.workload.timeout": 22}})
+    found = parameters.settings({"config": str(path), "seed": 3, "overrides": {"seed": 2, "gpu.workload.timeout": 22}})
     assert (found.seed, found.gpu.workload.timeout, found.gpu.workload.batch_size) == (3, 22, 3)
 
 
@@ -220,11 +220,11 @@ def test_parameters_go_before_overrides_and_these_before_the_file(tmp_path: Path
 )
 def test_a_bad_parameter_names_itself_and_what_is_allowed(namespace: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(told)):
-        notebook.settings(namespace)
+        parameters.settings(namespace)
 
 
 def test_other_names_of_a_session_are_no_parameters() -> None:
-    assert notebook.parameters({"In": ["foo = 3", "run = 1"], "foo": 3, "seed": 5}) == {"seed": 5}
+    assert parameters.parameters({"In": ["foo = 3", "run = 1"], "foo": 3, "seed": 5}) == {"seed": 5}
 
 
 # --- tables -------------------------------------------------------------------------------------------------------
@@ -236,15 +236,15 @@ def test_other_names_of_a_session_are_no_parameters() -> None:
      (1.5e-9, "1.5e-09"),      (12345.678, "12,346"), (20, "20"), (True, "True"), ("a<b", "a<b")],
 )  # fmt: skip
 def test_numbers_in_tables_are_short_and_what_is_missing_is_not_zero(value: Any, text: str) -> None:
-    assert notebook._cell(value) == text
+    assert display.cell_text(value) == text
 
 
 def test_long_tables_say_how_many_rows_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     import pandas as pd
 
     shown: list[Any] = []
-    monkeypatch.setattr(notebook, "_display", shown.append)
-    notebook.show_table(pd.DataFrame({"<n>": range(100)}))
+    monkeypatch.setattr(display, "display", shown.append)
+    display.show_table(pd.DataFrame({"<n>": range(100)}))
     assert "first 24 of 100 rows" in shown[0]["text/html"]
     assert "<th>&lt;n&gt;</th>" in shown[0]["text/html"]
     assert shown[0]["text/plain"].count("\n") == 25

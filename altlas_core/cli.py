@@ -1,7 +1,7 @@
 """The command `altlas`: what can be typed, and how errors and exit statuses come out of it.
 
 Exit status: 0 all checks passed, 1 a check failed, 2 bad input, 3 the run itself broke. A mistake of the user's never
-shows a traceback. What the commands do is in commands.py, loaded when one is called.
+shows a traceback. What the commands do is in run_command.py and commands.py, loaded when one is called.
 """
 
 from __future__ import annotations
@@ -47,9 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _call(arguments: argparse.Namespace) -> int:
-    from altlas_core import commands
+    from altlas_core import commands, run_command
 
-    names = {"run": commands.run, "gpus": commands.gpus, "serve": commands.serve, "config": commands.config_check}
+    names = {
+        "run": run_command.run,
+        "compare": commands.compare,
+        "gpus": commands.gpus,
+        "serve": commands.serve,
+        "config": commands.config_check,
+    }
     return names[arguments.command](arguments)
 
 
@@ -61,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="run scenarios and write reports/<run>/index.html"))
+    _add_compare(commands.add_parser("compare", help="two runs side by side, as a page"))
     _add_gpus(commands.add_parser("gpus", help="what is there, or what would be simulated"))
     _add_serve(commands.add_parser("serve", help="the HTTP API"))
     config = commands.add_parser("config", help="look at settings").add_subparsers(
@@ -80,7 +87,27 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pace", metavar="X", help="simulated devices: 0 = virtual time (default), 1 = real time, 10 = ten times that"
     )
+    parser.add_argument("--workload", metavar="FILE", help="CSV, Parquet or JSON lines: what own_workload runs")
+    parser.add_argument("--strategy", metavar="S", help="which GPU gets a task: a name, or yours as my.py:choose")
+    parser.add_argument("--repeat", metavar="N", help="runs of each scenario, for spread and confidence intervals")
+    parser.add_argument("--export", action="append", metavar="FORMAT", help="csv, parquet or trace; may be given again")
+    parser.add_argument(
+        "--fail-if", action="append", default=[], metavar="RULE", help="such as 'p99_s > 2'; may be given again"
+    )
+    parser.add_argument("--deadline", metavar="S", help="real seconds that the whole run may take")
+    parser.add_argument("--notebook-deadline", metavar="S", help="real seconds that one notebook may take")
+    parser.add_argument("--resume", metavar="RUN", help="run what an earlier run left: its folder or its id")
+    parser.add_argument("--watch", action="store_true", help="show a live page of the running suite")
+    parser.add_argument("--pdf", action="store_true", help="pages as PDF too, where Chromium is installed")
     parser.add_argument("--json", action="store_true", help="print the content of results.json")
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("before", metavar="RUN", help="a run's folder, its id, or latest")
+    parser.add_argument("after", metavar="RUN", help="the run to compare with it")
+    parser.add_argument("--reports-dir", default="reports", metavar="DIR", help="where ids are looked for")
+    parser.add_argument("--out", metavar="DIR", help="where the page goes; default: comparisons/<RUN>-<RUN>")
+    parser.add_argument("--json", action="store_true", help="print the comparison for programs")
 
 
 def _add_gpus(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import altlas_core
 from altlas_core.config import Settings, to_dict
@@ -117,14 +117,31 @@ def changed_settings(settings: Settings) -> dict[str, Any]:
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class Request:
-    """How a run was asked for: `overrides` holds what --set and the environment said, by dotted key."""
+    """How a run was asked for: `overrides` holds what --set and the environment said, by dotted key.
+
+    `strategy`: what --strategy said, a name or "file.py:function" with the whole path.
+    """
 
     config_path: Path | None = None
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    strategy: str | None = None
 
 
-def command(request: Request, settings: Settings, machine: MachineLike, scenarios: Sequence[str] = ()) -> str:
+# Settings that have a flag of their own in `command`.
+OWN_FLAGS: Final = frozenset(
+    """gpu.backend gpu.devices seed run.time_scale run.pace run.workload run.repeat run.export run.deadline
+    run.notebook_deadline""".split()
+)
+
+
+def command(
+    request: Request,
+    settings: Settings,
+    machine: MachineLike,
+    scenarios: Sequence[str] = (),
+    fail_if: Sequence[str] = (),
+) -> str:
     """The command line that repeats the run. What came from the environment stands in it as --set."""
     words = ["altlas", "run", *scenarios]
     if request.config_path is not None:
@@ -133,14 +150,27 @@ def command(request: Request, settings: Settings, machine: MachineLike, scenario
     for entry in device_specs(settings, machine):
         words += ["--devices", entry]
     words += ["--seed", str(settings.seed)]
-    own_flags = {"gpu.backend", "gpu.devices", "seed", "run.time_scale", "run.pace"}
+    if request.strategy is not None:
+        words += ["--strategy", request.strategy]
+    if settings.run.workload is not None:
+        words += ["--workload", settings.run.workload]
+    if settings.run.repeat != 1:
+        words += ["--repeat", str(settings.run.repeat)]
+    for name in settings.run.export:
+        words += ["--export", name]
+    words += [word for rule in fail_if for word in ("--fail-if", rule)]
     for name, value in {**request.environment, **request.overrides}.items():
-        if name not in own_flags:
+        if name not in OWN_FLAGS:
             words += ["--set", f"{name}={_as_text(value)}"]
     if settings.run.time_scale != 1:
         words += ["--time-scale", f"{settings.run.time_scale:g}"]
-    if settings.run.pace != 0:
-        words += ["--pace", f"{settings.run.pace:g}"]
+    for flag, value in (
+        ("--pace", settings.run.pace),
+        ("--deadline", settings.run.deadline),
+        ("--notebook-deadline", settings.run.notebook_deadline),
+    ):
+        if value != 0:
+            words += [flag, f"{value:g}"]
     return shlex.join(words)
 
 

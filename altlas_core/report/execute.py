@@ -12,51 +12,84 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_running: dict[int, int] = {}  # kernel process id -> its process group
-_running_lock = threading.Lock()
+OnCell = Callable[[int, int, str], None]  # number of the code cell, how many there are, what the cell is about
 
 
 @dataclass(slots=True, frozen=True)
 class Execution:
-    """`error` is None, or why the notebook did not run to its end, in one line."""
+    """`error` is None, or why the notebook did not run to its end, in one line. `ran`: whether it was begun at all."""
 
     wall_s: float
     error: str | None
+    ran: bool = True
 
 
-def execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> Execution:
-    """Run `notebook` with `parameters` and save it, whole or as far as it came, to `output`. Never raises for what
-    the notebook did."""
-    import papermill
+class NotebookRun:
+    """One execution of a notebook, by one thread; any other may kill it."""
 
-    started = time.perf_counter()
-    sockets = Path(tempfile.mkdtemp(prefix="altlas-kernel-"))
-    error = None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            papermill.execute_notebook(
-                str(notebook),
-                str(output),
-                parameters=dict(parameters),
-                progress_bar=False,
-                kernel_name="python3",
-                language="python",
-                kernel_manager_class=_kernel_class(sockets),
-                shutdown_kernel="immediate",  # the run has closed its workers; asking politely can take seconds
-            )
-    except papermill.exceptions.PapermillExecutionError as raised:
-        error = _one_line(f"{raised.ename}: {raised.evalue}")
-    except Exception as raised:
-        error = _one_line(f"the kernel did not survive the run ({type(raised).__name__}: {raised})")
-    finally:
-        shutil.rmtree(sockets, ignore_errors=True)
-    return Execution(time.perf_counter() - started, error)
+    def __init__(
+        self, notebook: Path, output: Path, parameters: Mapping[str, Any], on_cell: OnCell | None = None
+    ) -> None:
+        self._notebook, self._output, self._parameters, self._on_cell = notebook, output, parameters, on_cell
+        self._lock = threading.Lock()
+        self._group: int | None = None  # the kernel's process group, while it may live
+        self._killed_for: str | None = None
+
+    def execute(self) -> Execution:
+        """Run the notebook and save it, whole or as far as it came. Never raises for what the notebook did."""
+        import papermill
+
+        started = time.perf_counter()
+        sockets = Path(tempfile.mkdtemp(prefix="altlas-kernel-"))
+        error = None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                papermill.execute_notebook(
+                    str(self._notebook),
+                    str(self._output),
+                    parameters=dict(self._parameters),
+                    progress_bar=False,
+                    kernel_name="python3",
+                    language="python",
+                    kernel_manager_class=_kernel_class(sockets, self),
+                    shutdown_kernel="immediate",  # the run has closed its workers; asking politely can take seconds
+                    **_hooks(self._on_cell),
+                )
+        except papermill.exceptions.PapermillExecutionError as raised:
+            error = self._killed_for or _one_line(f"{raised.ename}: {raised.evalue}")
+        except Exception as raised:
+            told = _one_line(f"the kernel did not survive the run ({type(raised).__name__}: {raised})")
+            error = self._killed_for or told
+        finally:
+            shutil.rmtree(sockets, ignore_errors=True)
+        return Execution(time.perf_counter() - started, error)
+
+    def kill(self, why: str) -> None:
+        """End the kernel and by that its workers, whatever they do; `execute` returns soon, with `why` as its error."""
+        with self._lock:
+            self._killed_for = self._killed_for or why
+            if self._group is not None:
+                _kill_group(self._group)
+
+    def kernel_started(self, process_id: int) -> None:
+        """The kernel manager says so. One that was killed meanwhile ends at once."""
+        with self._lock, contextlib.suppress(ProcessLookupError):
+            self._group = os.getpgid(process_id)
+            if self._killed_for is not None:
+                _kill_group(self._group)
+
+    def kernel_ended(self) -> None:
+        """The kernel manager says so; what a dead kernel left in its process group ends too."""
+        with self._lock:
+            if self._group is not None:
+                _kill_group(self._group)
+            self._group = None
 
 
 def prepare() -> None:
@@ -68,14 +101,6 @@ def prepare() -> None:
     assert papermill.execute_notebook
 
 
-def kill_kernels() -> None:
-    """End every kernel this process has running, with the worker processes they started."""
-    with _running_lock:
-        groups = list(_running.values())
-    for group in groups:
-        _kill_group(group)
-
-
 def _kill_group(group: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
@@ -85,7 +110,40 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:500]
 
 
-def _kernel_class(sockets: Path) -> type[Any]:
+def _hooks(on_cell: OnCell | None) -> dict[str, Any]:
+    """What nbclient is to call so that `on_cell` hears of every code cell that begins."""
+    if on_cell is None:
+        return {}
+    seen = {"begun": 0, "count": 0}
+    heading = ""
+
+    def notebook_starts(notebook: Any) -> None:
+        seen["count"] = sum(cell.cell_type == "code" for cell in notebook.cells)
+
+    def cell_starts(cell: Any, cell_index: int) -> None:
+        nonlocal heading
+        if cell.cell_type != "code":
+            heading = _heading(cell.source) or heading
+            return
+        seen["begun"] += 1
+        on_cell(seen["begun"], seen["count"], _comment(cell.source) or heading)
+
+    return {"on_notebook_start": notebook_starts, "on_cell_start": cell_starts}
+
+
+def _heading(markdown: str) -> str:
+    """The last heading of a Markdown cell."""
+    lines = [line for line in markdown.splitlines() if line.startswith("#")]
+    return lines[-1].lstrip("#").strip() if lines else ""
+
+
+def _comment(source: str) -> str:
+    """The comment that a code cell begins with, if it does."""
+    first = source.strip().partition("\n")[0]
+    return first.lstrip("#").strip() if first.startswith("#") else ""
+
+
+def _kernel_class(sockets: Path, run: NotebookRun) -> type[Any]:
     """A kernel manager that starts sys.executable, whatever kernels are registered, and talks through Unix sockets.
 
     Sockets in a folder of their own: no port that another kernel of the suite could take in the meantime, none that
@@ -108,14 +166,10 @@ def _kernel_class(sockets: Path) -> type[Any]:
             await super()._async_post_start_kernel(**options)
             process_id = getattr(self.provisioner, "pid", None)
             if process_id is not None:
-                with _running_lock, contextlib.suppress(ProcessLookupError):
-                    _running[process_id] = os.getpgid(process_id)
+                run.kernel_started(process_id)
 
         async def _async_cleanup_resources(self, restart: bool = False) -> None:
-            with _running_lock:
-                group = _running.pop(getattr(self.provisioner, "pid", None) or 0, None)
-            if group is not None:
-                _kill_group(group)  # worker processes that a dead kernel left behind
+            run.kernel_ended()
             await super()._async_cleanup_resources(restart)
 
     return SuiteKernel

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 from xml.etree import ElementTree
 
@@ -35,39 +37,50 @@ def scenario_json(outcome: ScenarioOutcome, provenance: str) -> dict[str, Any]:
         "metrics": outcome.metrics,
         "event_log_sha256": outcome.event_log_sha256,
     }
+    if outcome.repeats is not None:
+        entry["repeats"] = outcome.repeats
     plain = plain_json(entry)
     assert isinstance(plain, dict)
     return plain
 
 
-def junit_xml(outcomes: Sequence[ScenarioOutcome], run_id: str, started_at: str) -> str:
-    """One test suite per scenario, one test case per check."""
+def junit_xml(outcomes: Sequence[ScenarioOutcome], run_id: str, started: datetime) -> str:
+    """One test suite per scenario, one test case per check; times are of suites, as nobody measures a check.
+
+    A scenario that broke has an error, one that was never begun is skipped.
+    """
     root = ElementTree.Element("testsuites", name=run_id)
-    total = {"tests": 0, "failures": 0, "errors": 0}
+    total: Counter[str] = Counter()
     for outcome in outcomes:
+        suite = ElementTree.SubElement(root, "testsuite", name=outcome.name)
         checks = all_checks(outcome)
-        errors = 1 if outcome.error is not None else 0
-        counts = {"tests": len(checks), "failures": len(outcome.failures), "errors": errors}
-        suite = ElementTree.SubElement(
-            root,
-            "testsuite",
-            name=outcome.name,
-            timestamp=started_at,
-            time=f"{outcome.wall_s or 0:.3f}",
-            skipped="0",
-        )
-        suite.attrib.update({name: str(count) for name, count in counts.items()})
+        counts = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0) | {"tests": len(checks)}
         for check in checks:
             case = ElementTree.SubElement(suite, "testcase", classname=outcome.name, name=_clean(check.name))
             if not check.passed:
-                kind = "error" if check.name == RAN_TO_ITS_END else "failure"
-                message = _clean(f"expected {check.expected}; observed {check.observed}")
-                ElementTree.SubElement(case, kind, message=message).text = message
-        for name, count in counts.items():
-            total[name] += count
-    root.attrib.update({name: str(count) for name, count in total.items()})
+                counts[_mark(case, check, outcome.ran)] += 1
+        suite.attrib.update({name: str(count) for name, count in counts.items()})
+        suite.attrib["time"] = f"{outcome.wall_s or 0:.3f}"
+        suite.attrib["timestamp"] = f"{started.astimezone(UTC):%Y-%m-%dT%H:%M:%S}"  # its schema knows no time zone
+        total.update(counts)
+    root.attrib.update({name: str(total[name]) for name in ("tests", "failures", "errors", "skipped")})
+    root.attrib["time"] = f"{sum(outcome.wall_s or 0 for outcome in outcomes):.3f}"
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _mark(case: ElementTree.Element, check: CheckResult, ran: bool) -> str:
+    """Say in a test case why it did not pass; returns the count it belongs to."""
+    if check.name != RAN_TO_ITS_END:
+        tag, count, kind = "failure", "failures", "check"
+    elif ran:
+        tag, count, kind = "error", "errors", "notebook"
+    else:
+        ElementTree.SubElement(case, "skipped", message=_clean(check.observed))
+        return "skipped"
+    message = _clean(f"expected {check.expected}; observed {check.observed}")
+    ElementTree.SubElement(case, tag, message=message, type=kind).text = message
+    return count
 
 
 def _clean(text: str) -> str:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 
-from altlas_core.errors import ConfigError
+from altlas_core.errors import ConfigError, nearest
+from altlas_core.report.drawing_library import drawing_library
 
 LATEST = "latest"
+SHARED = ("report.css", "report.js", "scrub.js", "tables.js")
+RESULTS = "results.json"
+NAMED_AT_MOST = 5  # runs, in a message
 
 
 def create_run_folder(reports_dir: Path, started: datetime) -> Path:
@@ -38,14 +43,56 @@ def _make_unique(reports_dir: Path, stamp: str) -> Path:
             return folder
 
 
-def copy_assets(folder: Path) -> None:
+def find_run(text: str, reports_dir: Path) -> Path:
+    """The folder of a run, given as that folder, as its id or the beginning of it, or as `latest`.
+
+    Raises ConfigError, which names the newest runs there are.
+    """
+    for given in (Path(text), reports_dir / text):
+        if text and (given / RESULTS).is_file():
+            return given.resolve()
+    runs = run_ids(reports_dir)
+    fitting = [name for name in runs if text and name.startswith(text)]
+    if len(fitting) == 1:
+        return (reports_dir / fitting[0]).resolve()
+    if fitting:
+        raise ConfigError(f"{text}: {len(fitting)} runs begin like that; give more of {_some(fitting)}")
+    there = f"there are: {_some(runs)}" if runs else "there is none"
+    raise ConfigError(f"{text}: is no run's folder and no run of {reports_dir}; {there}.{nearest(text, runs)}")
+
+
+def run_ids(reports_dir: Path) -> list[str]:
+    """The ids of the runs of a reports folder, newest first."""
+    try:
+        inside = [path for path in reports_dir.iterdir() if not path.is_symlink() and (path / RESULTS).is_file()]
+    except OSError:
+        return []
+    return sorted((path.name for path in inside), reverse=True)
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - NAMED_AT_MOST
+    return ", ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+
+
+def copy_assets(folder: Path, more: Sequence[str] = ()) -> None:
     """What all pages of the run share: the drawing library (from the installed plotly package), style and script."""
-    source = resources.files("plotly") / "package_data" / "plotly.min.js"
-    with resources.as_file(source) as path:
-        shutil.copyfile(path, folder / "assets" / "plotly.min.js")
+    (folder / "assets" / "plotly.min.js").write_text(drawing_library(), encoding="utf-8")
     own = resources.files("altlas_core.report") / "assets"
-    for name in ("report.css", "report.js"):
+    for name in (*SHARED, *more):
         (folder / "assets" / name).write_text((own / name).read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def remove_scenario(folder: Path, name: str) -> None:
+    """Remove what a scenario has left in a run's folder, where it did."""
+    for path in (folder / f"{name}.ipynb", folder / f"{name}.html", folder / "events" / f"{name}.jsonl"):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder / "exports" / name, ignore_errors=True)
+
+
+def exports_of(folder: Path, name: str) -> list[str]:
+    """The files that a scenario has exported, as paths inside a run's folder."""
+    return sorted(str(path.relative_to(folder)) for path in (folder / "exports" / name).rglob("*") if path.is_file())
 
 
 def point_latest_to(folder: Path) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from altlas_core.config import Settings
 from altlas_core.errors import ConfigError, RunError, nearest
+from altlas_core.scenarios import waits_to_be_asked
 
 _NAME = re.compile(r"(?P<number>\d\d)_(?P<scenario>[a-z][a-z0-9_]*)\.ipynb")
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
@@ -59,7 +60,10 @@ def enabled_key(scenario: str) -> str:
 
 
 def choose(found: Mapping[str, Notebook], asked: Sequence[str], settings: Settings) -> list[Notebook]:
-    """The notebooks to run: those asked for, else all that are enabled. Raises ConfigError on one that cannot run."""
+    """The notebooks to run: those asked for, else all that are enabled (own_workload only where a workload is given).
+
+    Raises ConfigError on one that cannot run.
+    """
     switched_off = {name for name in found if not _enabled(name, settings)}
     for name in asked:
         if name not in found:
@@ -69,7 +73,8 @@ def choose(found: Mapping[str, Notebook], asked: Sequence[str], settings: Settin
                 f"The scenario '{name}' is switched off ({enabled_key(name)}: false). "
                 f"To run it: --set {enabled_key(name)}=true"
             )
-    chosen = [notebook for name, notebook in found.items() if name not in switched_off and (not asked or name in asked)]
+    wanted = asked or [name for name in found if not waits_to_be_asked(name, settings)]
+    chosen = [notebook for name, notebook in found.items() if name not in switched_off and name in wanted]
     if not chosen:
         raise ConfigError("Nothing to run: every scenario has test.<scenario>.enabled: false.")
     return chosen

@@ -31,7 +31,9 @@ class CheckResult:
 class ScenarioOutcome:
     """`key_metrics` names those that tell most, in that order.
 
-    `error` says in one line why there is no (whole) result; then `status` is "broke". Times are seconds.
+    `error` says in one line why there is no (whole) result; then `status` is "broke". Times are seconds. `repeats` sums
+    up several runs of the scenario (count, warm_up, seeds, metrics); None where there was one. `ran`: it was begun.
+    `exports` are files it has written, as paths inside the run's folder.
     """
 
     name: str
@@ -43,7 +45,10 @@ class ScenarioOutcome:
     wall_s: float | None = None
     virtual_s: float | None = None
     event_log_sha256: str | None = None
+    repeats: dict[str, Any] | None = None
     error: str | None = None
+    ran: bool = True
+    exports: list[str] = field(default_factory=list)
     parameters: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -108,6 +113,8 @@ def _fill(outcome: ScenarioOutcome, bundle: Mapping[str, Any]) -> str | None:
         virtual_s, digest = bundle.get("virtual_s"), bundle.get("event_log_sha256")
         outcome.virtual_s = None if virtual_s is None else float(virtual_s)
         outcome.event_log_sha256 = None if digest is None else str(digest)
+        repeats = bundle.get("repeats")
+        outcome.repeats = None if repeats is None else dict(_number_or_none(repeats))
         passed = bool(bundle["passed"])
     except (KeyError, TypeError, ValueError) as error:
         return f"the result the notebook handed over is not whole ({type(error).__name__}: {error})"

@@ -17,10 +17,11 @@ _WORDS: Final = {"passed": "passed", "failed": "FAILED", "broke": "BROKE"}
 
 
 class Progress(Protocol):
-    """Told of a suite's course. `started` may be called from any thread."""
+    """Told of a suite's course. `started` and `cell` come from any thread; a cell's number counts code cells from 1."""
 
     def opened(self, title: str, scenarios: list[str]) -> None: ...
     def started(self, scenario: str) -> None: ...
+    def cell(self, scenario: str, number: int, count: int, about: str) -> None: ...
     def ended(self, outcome: ScenarioOutcome) -> None: ...
     def closed(self) -> None: ...
 
@@ -28,6 +29,7 @@ class Progress(Protocol):
 class Silent:
     def opened(self, title: str, scenarios: list[str]) -> None: ...
     def started(self, scenario: str) -> None: ...
+    def cell(self, scenario: str, number: int, count: int, about: str) -> None: ...
     def ended(self, outcome: ScenarioOutcome) -> None: ...
     def closed(self) -> None: ...
 
@@ -39,6 +41,7 @@ class TerminalProgress:
         self._out = out
         self._lock = threading.Lock()
         self._running: dict[str, float] = {}
+        self._cells: dict[str, str] = {}
         self._done = threading.Event()
         self._width = 0
         self._left = 0
@@ -53,6 +56,10 @@ class TerminalProgress:
     def started(self, scenario: str) -> None:
         with self._lock:
             self._running[scenario] = time.monotonic()
+
+    def cell(self, scenario: str, number: int, count: int, about: str) -> None:
+        with self._lock:
+            self._cells[scenario] = f" (cell {number} of {count})"
 
     def ended(self, outcome: ScenarioOutcome) -> None:
         with self._lock:
@@ -77,7 +84,9 @@ class TerminalProgress:
         while not self._done.wait(_REFRESH_S):
             with self._lock:
                 now = time.monotonic()
-                running = [f"{name} {now - since:.0f} s" for name, since in self._running.items()]
+                running = [
+                    f"{name} {now - since:.0f} s{self._cells.get(name, '')}" for name, since in self._running.items()
+                ]
                 waiting = self._left - len(running)
             text = "  running: " + ", ".join(running) + (f"; {waiting} waiting" if waiting else "")
             if running:

@@ -6,26 +6,32 @@ The folder is whole at every moment: index.html and results.json stand there fro
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from altlas_core.config import Settings
-from altlas_core.report import environment, files, folder, notebooks, pages
+from altlas_core.report import environment, folder, gates, notebooks, pages, resume
 from altlas_core.report.cells import Story, read_story
 from altlas_core.report.environment import MachineLike, Request
-from altlas_core.report.execute import Execution, execute, kill_kernels, prepare
+from altlas_core.report.execute import Execution, NotebookRun
+from altlas_core.report.history import read_history
 from altlas_core.report.notebooks import Notebook
 from altlas_core.report.numbers import humanize, value_text
+from altlas_core.report.options import SuiteOptions
 from altlas_core.report.outcome import ScenarioOutcome, read_outcome
+from altlas_core.report.pdf import print_pages
 from altlas_core.report.progress import Progress, Silent
+from altlas_core.report.record import Record
+from altlas_core.report.resume import SavedRun
+from altlas_core.report.running import Deadlines, Runner, stopped_by_signals
+from altlas_core.report.watch import Both, Watch, announce, serving
 
 EXIT_STATUS: Final = {"passed": 0, "failed": 1, "broke": 3, "waiting": 3}
-CUT_OFF: Final = "the run was interrupted before this scenario ended"
 
 
 @dataclass(slots=True)
@@ -55,13 +61,16 @@ def run_suite(
     reports_dir: Path,
     request: Request | None = None,
     progress: Progress | None = None,
+    options: SuiteOptions | None = None,
 ) -> RunOutcome:
     """Execute the chosen notebooks and write their reports.
 
     Raises ConfigError, before anything starts, where a notebook does not take the run's parameters or the reports
     folder cannot be written. Whatever a notebook does afterwards ends up in its page.
     """
-    suite = _Suite(settings, machine, chosen, reports_dir, request or Request(), progress or Silent())
+    suite = _Suite(
+        settings, machine, chosen, reports_dir, request or Request(), progress or Silent(), options or SuiteOptions()
+    )
     return suite.run()
 
 
@@ -72,7 +81,6 @@ def notebook_parameters(
 
     The backend is the one that was found once for the whole run, so that all scenarios run on the same machine.
     """
-    own = {"gpu.backend", "gpu.devices", "seed", "run.time_scale", "run.pace"}
     return {
         "config": None if request.config_path is None else str(request.config_path.resolve()),
         "backend": environment.backend_setting(machine),
@@ -80,7 +88,11 @@ def notebook_parameters(
         "seed": settings.seed,
         "time_scale": settings.run.time_scale,
         "pace": settings.run.pace,
-        "overrides": {name: value for name, value in request.overrides.items() if name not in own},
+        "workload": None if settings.run.workload is None else str(Path(settings.run.workload).resolve()),
+        "strategy": request.strategy,
+        "repeat": settings.run.repeat,
+        "export": list(settings.run.export) or None,
+        "overrides": {name: value for name, value in request.overrides.items() if name not in environment.OWN_FLAGS},
         "out_dir": None if out_dir is None else str(out_dir),
     }
 
@@ -94,18 +106,23 @@ class _Suite:
         reports_dir: Path,
         request: Request,
         progress: Progress,
+        options: SuiteOptions,
     ) -> None:
         self.settings, self.machine, self.request, self.progress = settings, machine, request, progress
+        self.options = options
         self.chosen = {notebook.scenario: notebook for notebook in chosen}
+        self.shown_parameters = notebook_parameters(settings, machine, request, None)
         for notebook in chosen:
-            notebooks.check_parameters(notebook, notebook_parameters(settings, machine, request, None))
-        self.began = time.perf_counter()
-        started = datetime.now(UTC)
-        self.folder = folder.create_run_folder(reports_dir.absolute(), started)
-        self.parameters = notebook_parameters(settings, machine, request, self.folder)
-        self.stories: dict[str, Story] = {}
+            notebooks.check_parameters(notebook, self.shown_parameters)
         self.notes: list[str] = []
-        self.version, self.commit = environment.altlas_version(), environment.git_commit()
+        if options.resume is None:
+            started = datetime.now(UTC)
+            self.folder = folder.create_run_folder(reports_dir.absolute(), started)
+        else:
+            self.folder = options.resume
+            started = datetime.fromisoformat(resume.read_request(self.folder).started)
+            request = resume.whole_request(request, settings)
+        self.parameters = notebook_parameters(settings, machine, request, self.folder)
         self.view = pages.RunView(
             run_id=self.folder.name,
             started=started,
@@ -115,31 +132,81 @@ class _Suite:
             devices=environment.device_specs(settings, machine),
             facts=environment.facts(machine),
             settings=[(name, value_text(value)) for name, value in environment.changed_settings(settings).items()],
-            command=environment.command(request, settings, machine, self._asked()),
+            command=environment.command(self.request, settings, machine, self._asked(), self._rules()),
             time_scale=settings.run.time_scale,
             pace=settings.run.pace,
             outcomes=[ScenarioOutcome(name) for name in self.chosen],
+            history=read_history(self.folder.parent, self.folder.name),
         )
+        self.record = Record(self.folder, self.view, settings, machine, self.request)
 
     def run(self) -> RunOutcome:
-        folder.copy_assets(self.folder)
-        self._write_overview()
-        self.progress.opened(self._title(), list(self.chosen))
-        interrupted = False
+        with resume.alone(self.folder), ExitStack() as stack:
+            if self.options.resume is None:
+                self._asked_now().write(self.folder)
+            else:
+                self._go_on()
+            watch = Watch(self.folder, self.view, self._deadlines()) if self.options.watch else None
+            if watch is not None:
+                self.progress = Both(self.progress, watch)
+            runner = self._runner()
+            stack.enter_context(stopped_by_signals(runner.stop))
+            folder.copy_assets(self.folder)
+            self.record.write_overview()
+            if watch is not None:
+                announce(stack.enter_context(serving(watch)))
+            self._execute(runner)
+            outcome = self._finish(runner)
+            if watch is not None:
+                watch.finished(runner.interrupted)
+            return outcome
+
+    def _execute(self, runner: Runner) -> None:
+        self.progress.opened(self._title(), self._left())
         try:
-            for name, execution in self._executions():
-                self._take(name, execution)
-        except KeyboardInterrupt:
-            interrupted = True
-            self._cut_off()
+            with closing(runner.executions()) as executions:
+                for name, execution in executions:
+                    self._take(name, execution)
         finally:
             self.progress.closed()
-        return self._finish(interrupted)
+
+    # --- what is asked --------------------------------------------------------------------------------------------
+
+    def _asked_now(self) -> SavedRun:
+        chosen, rules = list(self.chosen), self._rules()
+        return resume.asked(self.view.started, chosen, self.settings, self.machine, self.request, rules)
+
+    def _go_on(self) -> None:
+        """Take over what an earlier process finished of this run."""
+        saved = resume.read_request(self.folder)
+        self.record.version, self.record.commit = saved.version, saved.commit
+        self.record.earlier_s = resume.wall_s(self.folder)
+        for name, wall_s in resume.ended_whole(self.folder).items():
+            if name in self.chosen:
+                outcome, story = self._read(name, Execution(wall_s, None))
+                if outcome.status != "broke":
+                    self.record.put(outcome, story)
+        left = self._left()
+        if not left:
+            self.view.wall_s = self.record.earlier_s
+            self.notes.append(f"nothing is missing in {self.folder.name}: all its scenarios ran to their end.")
+        changes = saved.changes(self.machine)
+        self.notes += [f"since this run began: {change}." for change in changes if left]
+        lines = [*saved.resumed, *([resume.told(self.record.earlier_s, left, changes)] if left else [])]
+        replace(saved, resumed=tuple(lines)).write(self.folder)
+        self.view.facts = [*self.view.facts, *(("Resumed", line) for line in lines)]
+
+    def _left(self) -> list[str]:
+        """The scenarios that have not ended."""
+        return [outcome.name for outcome in self.view.outcomes if outcome.status == "waiting"]
 
     def _asked(self) -> list[str]:
         """The scenarios to name in the command that repeats the run: none where it is simply all that are enabled."""
         found = notebooks.find_notebooks(next(iter(self.chosen.values())).path.parent)
         return [] if notebooks.choose(found, [], self.settings) == list(self.chosen.values()) else list(self.chosen)
+
+    def _rules(self) -> list[str]:
+        return [str(gate) for gate in self.options.gates]
 
     def _title(self) -> str:
         view = self.view
@@ -148,82 +215,77 @@ class _Suite:
     def _jobs(self) -> int:
         """Real devices are used by one scenario at a time: two would measure each other."""
         side_by_side = self.machine.provenance == "simulated" and self.settings.run.pace == 0
-        return min(environment.usable_cores(), len(self.chosen)) if side_by_side else 1
+        return min(environment.usable_cores(), len(self._left())) if side_by_side else 1
 
-    def _executions(self) -> Iterator[tuple[str, Execution]]:
-        """Scenario and execution, in the order in which they end."""
-        prepare()
-        pool = ThreadPoolExecutor(self._jobs(), thread_name_prefix="notebook")
-        try:
-            futures: dict[Future[Execution], str] = {pool.submit(self._execute, name): name for name in self.chosen}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            kill_kernels()
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    # --- running --------------------------------------------------------------------------------------------------
 
-    def _execute(self, name: str) -> Execution:
+    def _runner(self) -> Runner:
+        runs = {
+            name: NotebookRun(
+                self.chosen[name].path,
+                self.folder / f"{name}.ipynb",
+                self.parameters,
+                partial(self.progress.cell, name),
+            )
+            for name in self._left()
+        }
+        return Runner(runs, self._jobs(), self._deadlines(), self._started)
+
+    def _deadlines(self) -> Deadlines:
+        return Deadlines(self.settings.run.notebook_deadline, self.settings.run.deadline)
+
+    def _started(self, name: str) -> None:
+        """What an earlier try of this scenario has left goes. Called in the thread that executes it."""
+        folder.remove_scenario(self.folder, name)
         self.progress.started(name)
-        return execute(self.chosen[name].path, self.folder / f"{name}.ipynb", self.parameters)
 
-    def _take(self, name: str, execution: Execution) -> None:
-        """Judge an executed notebook and write its page; bring index and results up to date."""
-        notebook = _read_notebook(self.folder / f"{name}.ipynb")
+    def _read(self, name: str, execution: Execution) -> tuple[ScenarioOutcome, Story]:
+        """Judge an executed notebook."""
+        notebook = _read_notebook(self.folder / f"{name}.ipynb") if execution.ran else None
         log = self.folder / "events" / f"{name}.jsonl"
         outcome = read_outcome(name, notebook, execution.error, execution.wall_s, log)
-        outcome.parameters = {key: value for key, value in self.parameters.items() if key != "out_dir"}
-        story = read_story(notebook or {}, humanize(name))
-        self.stories[name] = story
-        self.view.titles[name], self.view.leads[name] = story.title, story.lead
-        self.view.outcomes = [outcome if old.name == name else old for old in self.view.outcomes]
-        self._write_page(outcome)
-        self._write_overview()
+        gates.judge(outcome, self.options.gates)
+        outcome.exports = folder.exports_of(self.folder, name)
+        outcome.ran = execution.ran
+        outcome.parameters = {key: value for key, value in self.shown_parameters.items() if key != "out_dir"}
+        return outcome, read_story(notebook or {}, humanize(name))
+
+    def _take(self, name: str, execution: Execution) -> None:
+        """Write the page of an executed notebook; bring index and results up to date."""
+        outcome, story = self._read(name, execution)
+        self.record.put(outcome, story)
+        self.record.write_page(outcome, story)
+        self.record.write_overview()
         self.progress.ended(outcome)
 
-    def _cut_off(self) -> None:
-        for outcome in self.view.outcomes:
-            if outcome.status == "waiting":
-                self._take(outcome.name, Execution(0.0, CUT_OFF))
-
-    def _write_page(self, outcome: ScenarioOutcome) -> None:
-        command = environment.command(self.request, self.settings, self.machine, [outcome.name])
-        page = pages.scenario_page(self.view, outcome, self.stories[outcome.name], command)
-        folder.write_text(self.folder / f"{outcome.name}.html", page)
-
-    def _write_overview(self) -> None:
-        folder.write_text(self.folder / "index.html", pages.index_page(self.view))
-        folder.write_text(self.folder / "results.json", json.dumps(self._results(), indent=2, allow_nan=False) + "\n")
-
-    def _results(self) -> dict[str, Any]:
-        view = self.view
-        wall_s = time.perf_counter() - self.began if view.wall_s is None else view.wall_s
-        ended = [outcome for outcome in view.outcomes if outcome.status != "waiting"]
-        return {
-            "run_id": view.run_id,
-            "altlas_version": self.version,
-            "git_commit": self.commit,
-            "seed": view.seed,
-            "backend": view.backend,
-            "devices": list(view.devices),
-            "started_at": view.started.isoformat(timespec="seconds"),
-            "wall_s": round(wall_s, 3),
-            "passed": view.status == "passed",
-            "scenarios": {outcome.name: files.scenario_json(outcome, view.provenance) for outcome in ended},
-        }
-
-    def _finish(self, interrupted: bool) -> RunOutcome:
-        view = self.view
-        view.wall_s = time.perf_counter() - self.began
-        self._write_overview()
-        junit = files.junit_xml(view.outcomes, view.run_id, view.started.isoformat(timespec="seconds"))
-        folder.write_text(self.folder / "junit.xml", junit)
+    def _finish(self, runner: Runner) -> RunOutcome:
+        """The folder as it stays."""
+        self._judge_unanswered()
+        self.view.wall_s = self.record.wall_s
+        self.record.write_overview()
+        self.record.write_junit()
         note = folder.point_latest_to(self.folder)
         if note:
             self.notes.append(note)
-        return RunOutcome(self.folder, view.status, view.outcomes, self._results(), interrupted, self.notes)
+        if self.options.pdf and not runner.interrupted:
+            self.notes += print_pages(sorted(self.folder.glob("*.html")))
+        if runner.cut_off:
+            self.notes.append(f"to run what is missing: altlas run --resume {self._name_to_resume()}")
+        view = self.view
+        return RunOutcome(
+            self.folder, view.status, view.outcomes, self.record.results(), runner.interrupted, self.notes
+        )
+
+    def _judge_unanswered(self) -> None:
+        """A rule of --fail-if that no scenario had an answer to is a check that fails."""
+        for name in gates.judge_unanswered(self.view.outcomes, self.options.gates):
+            outcome = next(outcome for outcome in self.view.outcomes if outcome.name == name)
+            notebook = _read_notebook(self.folder / f"{name}.ipynb")
+            self.record.write_page(outcome, read_story(notebook or {}, humanize(name)))
+
+    def _name_to_resume(self) -> str:
+        """The run's id, which is looked for in ./reports, or its folder where that lies elsewhere."""
+        return self.folder.name if self.folder.parent == Path("reports").absolute() else str(self.folder)
 
 
 def _read_notebook(path: Path) -> Mapping[str, Any] | None:

@@ -12,15 +12,16 @@ from xml.etree import ElementTree
 import nbformat
 import pytest
 from conftest import BAD, GOOD, figure_cell, result_cell, write_notebook
+from report_pages import outcomes, view
 
 from altlas_core.backends.discover import discover
 from altlas_core.config import load_config
 from altlas_core.errors import ConfigError, RunError
-from altlas_core.report import cells, numbers
+from altlas_core.report import cells, numbers, pages
 from altlas_core.report import notebooks as nb
+from altlas_core.report.drawing_library import compiled_at_once, drawing_library
 from altlas_core.report.environment import Request, command
-from altlas_core.report.files import junit_xml
-from altlas_core.report.outcome import CheckResult, ScenarioOutcome, read_outcome
+from altlas_core.report.outcome import ScenarioOutcome, read_outcome
 from altlas_core.report.sanitize import clean_html
 from altlas_core.report.suite import RunOutcome, notebook_parameters, run_suite
 
@@ -64,7 +65,8 @@ class TestMixedRun:
         names = ["good", "bad", "raises", "dies"]
         found = {path.name for path in mixed.folder.iterdir()}
         pages = {"index.html", *(f"{name}.html" for name in names)}
-        assert found == pages | {"assets", "events", "results.json", "junit.xml", *(f"{name}.ipynb" for name in names)}
+        data = {"results.json", "junit.xml", "request.json"}
+        assert found == pages | data | {"assets", "events", *(f"{name}.ipynb" for name in names)}
         assert {path.name for path in (mixed.folder / "events").iterdir()} == {"good.jsonl", "bad.jsonl"}
         assert {path.name for path in mixed.folder.parent.iterdir()} == {"latest", mixed.folder.name}
         assert (mixed.folder.parent / "latest").resolve() == mixed.folder
@@ -106,7 +108,15 @@ class TestMixedRun:
         page = (mixed.folder / "bad.html").read_text()
         main = page[page.index("<main") :]
         order = [
-            main.index(text) for text in ("<h1>Failed", "Simulated: times", "What failed", "Checks</h2>", "<figure")
+            main.index(text)
+            for text in (
+                "<h1>Failed",
+                "Simulated: times",
+                "What failed</h2>",
+                "What to know</h2>",
+                "Checks</h2>",
+                "<figure",
+            )
         ]
         assert order == sorted(order)
         assert "nothing &lt;is&gt; lost" in main
@@ -116,7 +126,10 @@ class TestMixedRun:
     def test_pages_name_no_other_place_than_their_own_folder(self, mixed: RunOutcome) -> None:
         for page in mixed.folder.glob("*.html"):
             for link in re.findall(r'(?:src|href)="([^"]+)"', page.read_text()):
-                assert link.startswith(("#", "data:")) or (mixed.folder / link).exists(), (page.name, link)
+                path, _, anchor = link.partition("#")
+                there = mixed.folder / path if path else page
+                assert link.startswith("data:") or there.exists(), (page.name, link)
+                assert not anchor or f'id="{anchor}"' in there.read_text(), (page.name, link)
 
     def test_a_figure_cannot_end_its_script_element(self, mixed: RunOutcome) -> None:
         page = (mixed.folder / "good.html").read_text()
@@ -136,27 +149,6 @@ def test_a_notebook_gets_the_settings_of_the_run(tmp_path: Path) -> None:
     page = unescape((outcome.folder / "alpha.html").read_text())
     assert "[7, 'simulated', ['2x T4'], {'gpu.workload.timeout': '60'}]" in page
     assert outcome.results["devices"] == ["2x T4"]
-
-
-@pytest.mark.notebooks
-def test_an_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
-    class Interrupting:
-        def opened(self, *_: Any) -> None: ...
-        def started(self, _: str) -> None: ...
-        def closed(self) -> None: ...
-
-        def ended(self, outcome: ScenarioOutcome) -> None:
-            if outcome.name == "quick":
-                raise KeyboardInterrupt
-
-    write_notebook(tmp_path / "nb", 1, "quick", result_cell("quick"))
-    write_notebook(tmp_path / "nb", 2, "endless", "import time\nwhile True: time.sleep(1)", result_cell("endless"))
-    settings = load_config(None, {"gpu.backend": "simulated"}, environ={})
-    chosen = list(nb.find_notebooks(tmp_path / "nb").values())
-    outcome = run_suite(settings, discover(settings), chosen, tmp_path / "reports", progress=Interrupting())
-    assert outcome.interrupted
-    assert {s.name: s.status for s in outcome.scenarios} == {"quick": "passed", "endless": "broke"}
-    assert "interrupted" in (outcome.folder / "endless.html").read_text()
 
 
 def test_an_unwritable_reports_folder_is_bad_input(tmp_path: Path) -> None:
@@ -248,12 +240,6 @@ def test_a_notebook_that_raises_after_its_result_keeps_its_checks_but_broke() ->
     assert (outcome.status, outcome.passed_count, outcome.error) == ("broke", 1, "ValueError: late")
 
 
-def test_junit_stands_any_text() -> None:
-    check = CheckResult("a\x00b <&>", False, "\x1b[1m", "\ud800")
-    text = junit_xml([ScenarioOutcome("x", "failed", [check])], "run", "now")
-    assert ElementTree.fromstring(text.encode())[0][0].attrib["name"] == "a\ufffdb <&>"
-
-
 @pytest.mark.parametrize(
     ("source", "clean"),
     [
@@ -277,7 +263,8 @@ def test_columns_of_numbers_are_marked_with_their_heads() -> None:
         "<tr><th>0</th><td>a</td><td>1.5</td></tr><tr><th>1</th><td>2</td><td>-3</td></tr></tbody></table>"
     )
     marked = clean_html(table)
-    assert '<th>name</th><th class="num">s</th>' in marked
+    assert '<th scope="col">name</th><th scope="col" class="num">s</th>' in marked
+    assert '<th scope="row">1</th>' in marked
     assert '<td class="num">-3</td>' in marked
 
 
@@ -317,10 +304,80 @@ def test_markdown_loads_no_picture_and_obeys_no_html() -> None:
         ("throughput_tasks_per_s", 1234567.8, ("Throughput", "1\u202f234\u202f568 tasks/s")),
         ("gpu_count", 8, ("GPU count", "8")),
         ("by_strategy", {"random": {"p99_s": 0.00012}}, ("By strategy · random · p99", "0.00012 s")),
-        ("power_w", None, ("Power w", "N/A")),
-        ("share_pct", float("nan"), ("Share", "N/A %")),
+        ("power_w", None, ("Power", "N/A")),
+        ("share_pct", float("nan"), ("Share", "N/A")),
         ("whole", True, ("Whole", "yes")),
     ],
 )
 def test_metrics_read_with_their_units(name: str, value: Any, row: tuple[str, str]) -> None:
     assert numbers.metric_rows({name: value}) == [row]
+
+
+@pytest.mark.parametrize(
+    ("value", "half_width", "text"),
+    [
+        (12.345, 0.45, "12.35 ±\u00a00.45"),
+        (123456.7, 1234.0, "123\u202f457 ±\u00a01\u202f234"),
+        (0.00012, 0.00001, "0.000120 ±\u00a00.000010"),
+        (8.5, 0.0, "8.5 ±\u00a00"),
+        (8.5, 1e-16, "8.5 ±\u00a00"),
+        (8.5, float("nan"), "8.5"),
+    ],
+)
+def test_a_spread_has_two_digits_and_its_mean_goes_as_far(value: float, half_width: float, text: str) -> None:
+    assert numbers.plus_minus(value, half_width) == text
+
+
+def test_what_several_runs_measured_is_shown_with_its_spread() -> None:
+    summary = {"n": 5, "mean": 12.345, "stdev": 0.4, "ci95_low": 11.9, "ci95_high": 12.8, "min": 11.8, "max": 13.1}
+    once = {"n": 1, "mean": 3.0, "stdev": None, "ci95_low": None, "ci95_high": None, "min": 3.0, "max": 3.0}
+    same = {"n": 5, "mean": 8.0, "stdev": 0.0, "ci95_low": 8.0, "ci95_high": 8.0, "min": 8.0, "max": 8.0}
+    unknown = {"n": 0, "mean": None, "stdev": None, "ci95_low": None, "ci95_high": None, "min": None, "max": None}
+    repeats = {"count": 5, "metrics": {"by.random.wait_s": summary, "tasks": once, "power_w": unknown, "end_s": same}}
+    metrics = {"by": {"random": {"wait_s": 12.0}}, "tasks": 3, "power_w": None, "name": "x", "end_s": 8.0}
+    assert numbers.tiles(metrics, repeats) == [
+        ("By · random · wait", "12.35 ±\u00a00.45\u00a0s", "mean of 5 runs, 11.8 to 13.1 s"),
+        ("Tasks", "3", "mean of 1 run, 3 to 3"),
+        ("Power", "N/A", ""),
+        ("Name", "x", ""),
+        ("End", "8 s", "the same in 5 runs"),
+    ]
+
+
+def test_a_page_tells_what_its_figures_found_and_which_parts_it_has() -> None:
+    figure = {"data": [], "layout": {"title": {"text": "8 tasks &amp; more<br>in 2 s"}}}
+    output = {"output_type": "display_data", "data": {cells.FIGURE_MIME: figure}}
+    story = cells.read_story(
+        {
+            "cells": [
+                {"cell_type": "markdown", "source": "# Title\n\nLead."},
+                {"cell_type": "markdown", "source": "## One `part`\n\ntext\n\n## Another & more"},
+                {"cell_type": "code", "source": "", "outputs": [output, output]},
+            ]
+        },
+        "name",
+    )
+    assert [(part.anchor, part.text) for part in story.parts] == [("part-1", "One part"), ("part-2", "Another & more")]
+    assert [link.anchor for link in story.findings] == ["figure-1", "figure-2"]
+    assert 'id="part-2"' in story.blocks[0].html
+    assert [block.anchor for block in story.blocks[1:]] == ["figure-1", "figure-2"]
+
+
+def test_the_drawing_library_is_the_installed_one_with_its_function_in_parentheses() -> None:
+    from importlib import resources
+
+    installed = (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+    shipped = drawing_library()
+    assert len(shipped) == len(installed) + 2
+    head, tail = shipped.index(", (() => {") + 2, shipped.rindex("}))") + 1
+    assert shipped[:head] + shipped[head + 1 : tail] + shipped[tail + 1 :] == installed
+    assert compiled_at_once("var Plotly = 1;") == "var Plotly = 1;"
+
+
+def test_a_page_says_over_how_many_runs_its_numbers_are_and_links_what_was_exported() -> None:
+    outcome = outcomes()[0]
+    outcome.exports = ["exports/passed/all at once/tasks.csv"]
+    page = unescape(pages.scenario_page(view([outcome]), outcome, cells.read_story({}, "passed"), "altlas run"))
+    assert "12.35 ±\u00a00.45\u00a0s" in page
+    assert "Over 5 runs (seeds 42 to 46) after 1 to warm up, which do not count." in page
+    assert '<a href="exports/passed/all%20at%20once/tasks.csv">exports/passed/all at once/tasks.csv</a>' in page

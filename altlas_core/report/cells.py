@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape, unescape
+from itertools import count
 from typing import Any, Final, Literal
 
 from altlas_core.report.outcome import RESULT_MIME
@@ -18,6 +19,8 @@ WIDGET_MIME: Final = "application/vnd.jupyter.widget-view+json"
 LEFT_OUT_TAG: Final = "no-report"  # a cell that only makes sense in the notebook
 _PAPERMILL_MARKER: Final = "papermill-error-cell-tag"
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_HEADING = re.compile(r"<h2>(.*?)</h2>", re.DOTALL)
+_TAG = re.compile(r"<[^>]*>")
 DEFAULT_FIGURE_HEIGHT_PX: Final = 380
 
 Kind = Literal["markdown", "code", "html", "figure", "text", "image", "error", "note"]
@@ -25,7 +28,9 @@ Kind = Literal["markdown", "code", "html", "figure", "text", "image", "error", "
 
 @dataclass(slots=True, frozen=True)
 class Block:
-    """`html` is ready to be put into a page. `title` is a summary line; `data` the JSON of a figure."""
+    """`html` is ready to be put into a page. `title` is a summary line; `data` the JSON of a figure, `anchor` its
+    id.
+    """
 
     kind: Kind
     html: str = ""
@@ -33,15 +38,33 @@ class Block:
     data: str = ""
     height: int = 0
     label: str = ""
+    anchor: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class Link:
+    """A place on the page: the id there and what it says."""
+
+    anchor: str
+    text: str
 
 
 @dataclass(slots=True, frozen=True)
 class Story:
-    """A notebook as a page tells it: its first heading, the paragraph under it, and everything after."""
+    """A notebook as a page tells it: its first heading, the paragraph under it, and everything after.
+
+    `parts` are its later headings.
+    """
 
     title: str
     lead: str
     blocks: tuple[Block, ...]
+    parts: tuple[Link, ...] = ()
+
+    @property
+    def findings(self) -> list[Link]:
+        """What the figures found: their titles."""
+        return [Link(block.anchor, unescape(block.label)) for block in self.blocks if block.kind == "figure"]
 
     @property
     def figure_count(self) -> int:
@@ -61,7 +84,28 @@ def read_story(notebook: Mapping[str, Any], fallback_title: str) -> Story:
         if position == 0 and cell["cell_type"] == "markdown":
             title, lead, source = _split_heading(source, fallback_title)
         blocks.extend(_cell_blocks(cell, source))
-    return Story(title, markdown(lead), tuple(blocks))
+    named, parts = _named(blocks)
+    return Story(title, markdown(lead), named, parts)
+
+
+def _named(blocks: Sequence[Block]) -> tuple[tuple[Block, ...], tuple[Link, ...]]:
+    """The blocks with an id at every figure and every heading of a part, and the headings."""
+    found: list[Block] = []
+    parts: list[Link] = []
+    figures = count(1)
+
+    def name(heading: re.Match[str]) -> str:
+        parts.append(Link(f"part-{len(parts) + 1}", unescape(_TAG.sub("", heading[1])).strip()))
+        return f'<h2 id="{parts[-1].anchor}">{heading[1]}</h2>'
+
+    for block in blocks:
+        if block.kind == "markdown":
+            found.append(replace(block, html=_HEADING.sub(name, block.html)))
+        elif block.kind == "figure":
+            found.append(replace(block, anchor=f"figure-{next(figures)}"))
+        else:
+            found.append(block)
+    return tuple(found), tuple(parts)
 
 
 def markdown(source: str) -> str:
@@ -184,7 +228,7 @@ def _figure(figure: Mapping[str, Any]) -> Block:
     title = layout.pop("title", None) or {}
     title = {"text": title} if isinstance(title, str) else dict(title)
     subtitle = (title.get("subtitle") or {}).get("text") or ""
-    text = str(title.get("text") or "")
+    text = str(title.get("text") or "").replace("<br>", " ")  # the page breaks lines where they are too long for it
     height = layout.get("height")
     layout.pop("width", None)
     caption = clean_html(text)
@@ -195,5 +239,5 @@ def _figure(figure: Mapping[str, Any]) -> Block:
         title=caption,
         data=figure_json({"data": figure.get("data", []), "layout": layout}),
         height=int(height) if isinstance(height, int | float) else DEFAULT_FIGURE_HEIGHT_PX,
-        label=escape(re.sub(r"<[^>]*>", " ", text) or "Figure"),
+        label=escape(" ".join(_TAG.sub(" ", text).split()) or "Figure"),
     )

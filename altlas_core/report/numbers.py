@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from altlas_core.model import GIB
 from altlas_core.report.environment import flat
@@ -31,6 +31,7 @@ _UNITS: Final = {  # longest endings first: the first that fits is taken
 }
 _WORDS: Final = {"gpu": "GPU", "gpus": "GPUs", "cpu": "CPU", "id": "ID", "ids": "IDs", "nvml": "NVML", "sm": "SM"}
 MISSING: Final = "N/A"
+_NO_SPREAD: Final = 1e-9  # of the value: less is rounding
 
 
 def humanize(name: str) -> str:
@@ -44,18 +45,76 @@ def _words(part: str) -> str:
     return " ".join(_WORDS.get(word, word) for word in part.split("_") if word)
 
 
+class Tile(NamedTuple):
+    """A metric as the pages show it. `of` says of how many runs it is the mean, and their range; "" where of one."""
+
+    label: str
+    value: str
+    of: str = ""
+
+
 def metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Label and value of every metric, nested ones by their path."""
-    return [_row(name, value) for name, value in flat(metrics).items()]
+    return [row(name, value) for name, value in flat(metrics).items()]
 
 
-def _row(name: str, value: Any) -> tuple[str, str]:
-    if name.endswith("_bytes") and _is_number(value):
-        return humanize(name.removesuffix("_bytes")), f"{number(value / GIB)} GiB"
+def tiles(metrics: Mapping[str, Any], repeats: Mapping[str, Any] | None = None) -> list[Tile]:
+    """Every metric, nested ones by their path; those that several runs have summed up with their spread."""
+    summaries = (repeats or {}).get("metrics", {})
+    return [_tile(name, value, summaries.get(name)) for name, value in flat(metrics).items()]
+
+
+def _tile(name: str, value: Any, summary: Mapping[str, Any] | None) -> Tile:
+    if summary is None or summary["mean"] is None:
+        return Tile(*row(name, value))
+    if summary["n"] > 1 and summary["min"] == summary["max"]:
+        return Tile(*row(name, value), f"the same in {summary['n']} runs")
+    scale, unit, stem = _unit(name)
+    low, high = summary["ci95_low"], summary["ci95_high"]
+    text = number(summary["mean"] * scale)
+    suffix = _suffix(unit).replace(" ", "\u00a0")
+    if low is not None and high is not None:
+        text = plus_minus(summary["mean"] * scale, (high - low) / 2 * scale)
+    lowest, highest = (number(summary[end] * scale) for end in ("min", "max"))
+    runs = "1 run" if summary["n"] == 1 else f"{summary['n']} runs"
+    return Tile(humanize(stem), text + suffix, f"mean of {runs}, {lowest} to {highest}{_suffix(unit)}")
+
+
+def plus_minus(value: float, half_width: float) -> str:
+    """ "12.3 ± 0.4": the half width in two significant digits, the value as far as those go.
+
+    A line may end before the ±, nowhere else.
+    """
+    if not math.isfinite(value) or not math.isfinite(half_width):
+        return number(value)
+    if half_width <= abs(value) * _NO_SPREAD:
+        return f"{number(value)} ±\u00a00"
+    digits = max(0, 1 - math.floor(math.log10(half_width)))
+    return f"{_grouped(value, digits)} ±\u00a0{_grouped(half_width, digits)}"
+
+
+def row(name: str, value: Any) -> tuple[str, str]:
+    """Label and value of one metric, with the unit that its name ends in."""
+    scale, unit, stem = _unit(name)
+    if value is None or (_is_number(value) and not math.isfinite(value)):
+        return humanize(stem), MISSING
+    if not _is_number(value):
+        return humanize(name), value_text(value)
+    return humanize(stem), number(value * scale) + _suffix(unit)
+
+
+def _unit(name: str) -> tuple[float, str, str]:
+    """What to multiply a metric by, the unit it is in then, and its name without the unit."""
+    if name.endswith("_bytes"):
+        return 1 / GIB, "GiB", name.removesuffix("_bytes")
     for ending, unit in _UNITS.items():
-        if name.endswith(ending) and _is_number(value):
-            return humanize(name.removesuffix(ending)), f"{number(value)} {unit}".replace(" /s", "/s")
-    return humanize(name), value_text(value)
+        if name.endswith(ending):
+            return 1.0, unit, name.removesuffix(ending)
+    return 1.0, "", name
+
+
+def _suffix(unit: str) -> str:
+    return unit if unit.startswith("/") else f" {unit}" if unit else ""
 
 
 def value_text(value: Any) -> str:
@@ -82,11 +141,12 @@ def number(value: float) -> str:
     size = abs(value)
     if size >= 1e15 or size < 1e-4:
         return f"{value:.3e}"
-    digits = max(0, 3 - math.floor(math.log10(size)))
-    text = f"{value:,.{digits}f}"
-    if "." in text:
-        text = text.rstrip("0").rstrip(".")
-    return text.replace(",", "\u202f")
+    text = _grouped(value, max(0, 3 - math.floor(math.log10(size))))
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _grouped(value: float, digits: int) -> str:
+    return f"{value:,.{digits}f}".replace(",", "\u202f")
 
 
 def duration(seconds: float | None) -> str:

@@ -9,7 +9,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from altlas_core.report import numbers
-from altlas_core.report.cells import Story
+from altlas_core.report.cells import Link, Story
+from altlas_core.report.files import scenario_json
+from altlas_core.report.history import EarlierRun, earlier_run, trends
 from altlas_core.report.outcome import ScenarioOutcome
 
 if TYPE_CHECKING:
@@ -23,11 +25,15 @@ PROVENANCE_TEXT: Final = {
 }
 VERDICTS: Final = {"passed": "Passed", "failed": "Failed", "broke": "Broke", "waiting": "Running"}
 KEY_METRICS: Final = 4
+MOST_FINDINGS: Final = 2  # of a scenario on the index
+RECENT_RUNS: Final = 8  # of the history, before it is folded
 
 
 @dataclass(slots=True)
 class RunView:
-    """What the pages say of the whole run. `facts` and `settings` are label and value."""
+    """What the pages say of the whole run. `facts` and `settings` are label and value; `history` holds earlier runs,
+    newest first.
+    """
 
     run_id: str
     started: datetime
@@ -43,6 +49,8 @@ class RunView:
     outcomes: Sequence[ScenarioOutcome]
     titles: dict[str, str] = field(default_factory=dict)
     leads: dict[str, str] = field(default_factory=dict)
+    findings: dict[str, Sequence[Link]] = field(default_factory=dict)
+    history: Sequence[EarlierRun] = ()
     wall_s: float | None = None
 
     @property
@@ -76,24 +84,64 @@ class RunView:
 
 
 def index_page(run: RunView) -> str:
-    """index.html: verdict first, then the scenarios, then what the run ran on."""
-    return _render("index.html", run=run)
+    """index.html: verdict first, then the scenarios, then earlier runs and what the run ran on."""
+    ended = [outcome for outcome in run.outcomes if outcome.status != "waiting"]
+    keys = [f"{outcome.name}.{name}" for outcome in ended for name in _key_names(outcome)]
+    moved, unchanged = trends([_this_run(run), *run.history], keys) if run.history else ([], 0)
+    return _render("index.html", run=run, trends=moved, unchanged=unchanged)
 
 
 def scenario_page(run: RunView, outcome: ScenarioOutcome, story: Story, command: str) -> str:
-    """One scenario: verdict, failures, figures and tables of its notebook, and how to repeat it."""
+    """One scenario: verdict, failures, what its figures found, the figures and tables, and how to repeat it."""
+    single = _single(_telling_first(outcome))
+    detailed = {name: value for name, value in outcome.metrics.items() if name not in single}
     return _render(
         "scenario.html",
         run=run,
         outcome=outcome,
         story=story,
         command=command,
-        metrics=numbers.metric_rows(_single(_telling_first(outcome))),
-        detailed_metrics=numbers.metric_rows(
-            {name: value for name, value in outcome.metrics.items() if name not in _single(outcome.metrics)}
-        ),
+        metrics=numbers.tiles(single, outcome.repeats),
+        detailed_metrics=numbers.tiles(detailed, outcome.repeats),
         parameters=[(name, numbers.value_text(value)) for name, value in outcome.parameters.items()],
     )
+
+
+def repeats_note(repeats: Mapping[str, Any]) -> str:
+    """How many runs the figures with a spread are of, and which, in a sentence or two."""
+    count, warm_up, seeds = repeats["count"], repeats.get("warm_up") or 0, repeats.get("seeds")
+    of = f" (seeds {seeds[0]} to {seeds[-1]})" if seeds and len(seeds) > 1 else ""
+    before = f" after {warm_up} to warm up, which do not count" if warm_up else ", with no warm-up to leave out"
+    return (
+        f"Over {count} runs{of}{before}. a ± b is their mean and half the width of its 95 % confidence interval; "
+        "without ± the number is of the first run."
+    )
+
+
+def _this_run(run: RunView) -> EarlierRun:
+    ended = [outcome for outcome in run.outcomes if outcome.status != "waiting"]
+    return earlier_run(
+        {
+            "run_id": run.run_id,
+            "passed": run.status == "passed",
+            "started_at": run.started.isoformat(),
+            "backend": run.backend,
+            "devices": run.devices,
+            "seed": run.seed,
+            "wall_s": run.wall_s or 0.0,
+            "scenarios": {outcome.name: scenario_json(outcome, run.provenance) for outcome in ended},
+        }
+    )
+
+
+def watch_page(run: RunView, address: str, path: str) -> str:
+    """The live page of a run. `address`, `path`: of its index.html on disk, which stays when the server is gone."""
+    return _render("watch.html", run=run, address=address, path=path)
+
+
+def comparison_page(**values: Any) -> str:
+    """Two runs side by side; see compare.py for what it is drawn from."""
+    return _render("compare.html", **values)
 
 
 def _render(template: str, **values: Any) -> str:
@@ -115,15 +163,22 @@ def _environment() -> Environment:
     environment.globals |= {
         "VERDICTS": VERDICTS,
         "PROVENANCE_TEXT": PROVENANCE_TEXT,
+        "MOST_FINDINGS": MOST_FINDINGS,
+        "RECENT_RUNS": RECENT_RUNS,
         "key_metrics": key_metrics,
+        "repeats_note": repeats_note,
         "plural": lambda count, noun: f"{count} {noun}" if count == 1 else f"{count} {noun}s",
     }
     return environment
 
 
-def key_metrics(outcome: ScenarioOutcome) -> list[tuple[str, str]]:
+def key_metrics(outcome: ScenarioOutcome) -> list[numbers.Tile]:
     """The few figures that stand for a scenario on the index: those it named itself, else its first single ones."""
-    return numbers.metric_rows(_single(_telling_first(outcome)))[:KEY_METRICS]
+    return numbers.tiles({name: outcome.metrics[name] for name in _key_names(outcome)}, outcome.repeats)
+
+
+def _key_names(outcome: ScenarioOutcome) -> list[str]:
+    return list(_single(_telling_first(outcome)))[:KEY_METRICS]
 
 
 def _single(metrics: Mapping[str, Any]) -> dict[str, Any]:

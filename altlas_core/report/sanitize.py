@@ -23,6 +23,8 @@ _ATTRIBUTES = frozenset(
 _TABLE = re.compile(r"<table.*?</table>", re.DOTALL)
 _ROW = re.compile(r"<tr.*?</tr>", re.DOTALL)
 _CELL = re.compile(r"<(t[hd]\b[^>]*)>")
+_UNSCOPED = re.compile(r"<th\b(?![^>]*\bscope=)")
+_FRAME = '<div class="scroll" role="group" aria-label="Table" tabindex="0">'
 _NUMBER_CELL = re.compile(r"<td>(\s*(?:[-+−]?[\d.,]+(?:e[-+]?\d+)?\s*[%×]?|NaN|None|N/A|–|—)?\s*)</td>", re.IGNORECASE)
 
 
@@ -33,8 +35,16 @@ def clean_html(source: str) -> str:
     cleaner.close()
     text = "".join(cleaner.out) + "".join(f"</{tag}>" for tag in reversed(cleaner.open_tags))
     text = _NUMBER_CELL.sub(r'<td class="num">\1</td>', text)
-    text = _TABLE.sub(lambda match: _align_heads(match[0]), text)
-    return text.replace("<table", '<div class="scroll" tabindex="0"><table').replace("</table>", "</table></div>")
+    text = _TABLE.sub(lambda match: _scoped(_align_heads(match[0])), text)
+    return text.replace("<table", f"{_FRAME}<table").replace("</table>", "</table></div>")
+
+
+def _scoped(table: str) -> str:
+    """Every head says whether it is of a column or of a row, for those who hear the table."""
+    head, divider, body = table.partition("</thead>")
+    if not divider:
+        return table
+    return _UNSCOPED.sub('<th scope="col"', head) + divider + _UNSCOPED.sub('<th scope="row"', body)
 
 
 def _align_heads(table: str) -> str:

@@ -1,9 +1,13 @@
-/* Draws every figure of the page on load: all of them, at once, from the JSON beside each. No request is made. */
+/* Draws every figure of the page on load, in order of appearance, from the JSON beside each. No request is made. */
 "use strict";
 (() => {
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const touch = window.matchMedia("(pointer: coarse)");
   const NARROW_PX = 560;
-  const figures = [];
+  const PRINT_PX = 680; // what A4 and Letter have room for, within the margins of report.css
+  const UNUSED = ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"];
+  // Okabe and Ito's colours, told apart by people with any kind of colour vision, in tones that hold on light and dark.
+  const palette = ["#3b82c4", "#e08a1e", "#1a9e77", "#cc6ba0", "#8a6fd1", "#c9a227", "#d1553b", "#6b8794"];
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -15,27 +19,27 @@
     const ours = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: colour("--sans"), size: 13, color: colour("--ink-soft") },
-      hoverlabel: { bgcolor: colour("--raised"), bordercolor: colour("--line"), font: { color: colour("--ink") } },
-      legend: { bgcolor: "rgba(0,0,0,0)" }, colorway: palette, xaxis: axis, yaxis: axis,
+      hoverlabel: {
+        bgcolor: colour("--raised"), bordercolor: colour("--line"), font: { color: colour("--ink") },
+        align: "left", namelength: -1,
+      },
+      legend: { bgcolor: "rgba(0,0,0,0)" }, xaxis: axis, yaxis: axis,
       annotationdefaults: { font: { color: colour("--ink-soft") } },
     };
     const layout = (given && given.layout) || {};
     return { data: (given && given.data) || {}, layout: { ...layout, ...ours, colorway: layout.colorway || palette } };
   }
 
-  // Okabe and Ito's colours, told apart by people with any kind of colour vision, in tones that hold on light and dark.
-  const palette = ["#3b82c4", "#e08a1e", "#1a9e77", "#cc6ba0", "#8a6fd1", "#c9a227", "#d1553b", "#6b8794"];
-
-  function dressed(figure, width) {
-    const layout = { ...figure.layout, autosize: true };
+  function dressed(given, width) {
+    const layout = { ...given, autosize: true, uirevision: "the reader's", template: template(given.template) };
     delete layout.paper_bgcolor;
     delete layout.plot_bgcolor;
-    if (layout.font) layout.font = { ...layout.font, color: undefined, family: undefined };
-    layout.template = template(layout.template);
+    if (layout.font) layout.font = { size: layout.font.size };
     layout.margin = { l: 56, r: 20, t: 20, b: 48, ...layout.margin };
     // The title has become the caption. What room it had goes, unless titles of subplots stand there.
     const above = (layout.annotations || []).some((note) => note.yref === "paper" && note.y >= 0.99);
     layout.margin.t = Math.min(layout.margin.t, above ? 44 : 28);
+    if (touch.matches) layout.dragmode = false; // a finger on a figure scrolls the page
     if (width < NARROW_PX) {
       layout.margin.l = Math.min(layout.margin.l, 44);
       layout.margin.r = 8;
@@ -44,10 +48,12 @@
     return layout;
   }
 
-  function draw(place, figure) {
-    const layout = dressed(structuredClone(figure), place.clientWidth);
-    const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
-    return Plotly.react(place, structuredClone(figure.data), layout, options);
+  function draw(place, width) {
+    const figure = JSON.parse(place.parentElement.querySelector('script[type="application/json"]').textContent);
+    const layout = dressed(figure.layout, width || place.clientWidth);
+    if (width) layout.width = width;
+    const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: UNUSED };
+    return Plotly.react(place, figure.data, layout, options);
   }
 
   function failed(place, error) {
@@ -57,22 +63,32 @@
     console.error(error);
   }
 
+  const pause = () => new Promise((resume) => setTimeout(resume)); // the browser shows what is there, and answers
+
   async function drawAll() {
     for (const place of document.querySelectorAll(".figure")) {
       try {
-        const figure = JSON.parse(place.parentElement.querySelector('script[type="application/json"]').textContent);
         place.replaceChildren();
-        figures.push([place, figure]);
-        await draw(place, figure);
+        await draw(place);
+        place.dataset.drawn = "";
       } catch (error) {
         failed(place, error);
       }
+      await pause();
     }
+    document.dispatchEvent(new Event("figures-drawn"));
     document.documentElement.dataset.figures = "drawn";
   }
 
-  const again = () => figures.forEach(([place, figure]) => draw(place, figure));
-  dark.addEventListener("change", again);
-  window.addEventListener("beforeprint", again);
+  const again = (width) => document.querySelectorAll(".figure[data-drawn]").forEach((place) => draw(place, width));
+  dark.addEventListener("change", () => again());
+  window.addEventListener("beforeprint", () => {
+    document.documentElement.dataset.printing = ""; // paper is light, whatever the screen is
+    again(PRINT_PX);
+  });
+  window.addEventListener("afterprint", () => {
+    delete document.documentElement.dataset.printing;
+    again();
+  });
   drawAll();
 })();

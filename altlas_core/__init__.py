@@ -12,9 +12,10 @@ from altlas_core.errors import AltlasError
 from altlas_core.experiment import load_settings as load_config
 from altlas_core.experiment import run
 from altlas_core.faults import Fault
+from altlas_core.live import live
 from altlas_core.result import Result
 from altlas_core.strategies import register_strategy
 from altlas_core.workloads import Workload
 
 __version__ = "0.1.0"
-__all__ = ["AltlasError", "Fault", "Result", "Workload", "load_config", "register_strategy", "run"]
+__all__ = ["AltlasError", "Fault", "Result", "Workload", "live", "load_config", "register_strategy", "run"]

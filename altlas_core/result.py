@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from altlas_core.config import Settings
+from altlas_core.config_schema import EXPORT_FORMATS
 from altlas_core.event_log import EventLog
 from altlas_core.events import AttemptFailed, AttemptFinished, AttemptStopped, DeviceLost, WorkerCrashed
 from altlas_core.kinds import KINDS
@@ -165,6 +167,15 @@ class Result:
     @cached_property
     def event_log_sha256(self) -> str:
         return self.log.sha256()
+
+    def export(self, folder: str | Path, formats: Iterable[str] = EXPORT_FORMATS) -> list[Path]:
+        """Write tasks, attempts, telemetry and queue (csv, parquet) and a trace for Perfetto (trace) into a folder.
+
+        Returns the paths. Raises ConfigError where the folder cannot be written.
+        """
+        from altlas_core.exports import export
+
+        return export(self, folder, formats)
 
     # --- sums and checks ------------------------------------------------------------------------------------------
 

@@ -67,7 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="run scenarios and write reports/<run>/index.html"))
-    _add_compare(commands.add_parser("compare", help="two runs side by side, as a page"))
+    _add_compare(
+        commands.add_parser(
+            "compare",
+            help="two runs side by side, as a page",
+            epilog="Exit status: 0, 1 a check that held in the first run fails in the second, 2 bad input.",
+        )
+    )
     _add_gpus(commands.add_parser("gpus", help="what is there, or what would be simulated"))
     _add_serve(commands.add_parser("serve", help="the HTTP API"))
     config = commands.add_parser("config", help="look at settings").add_subparsers(
@@ -106,7 +112,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("before", metavar="RUN", help="a run's folder, its id, or latest")
     parser.add_argument("after", metavar="RUN", help="the run to compare with it")
     parser.add_argument("--reports-dir", default="reports", metavar="DIR", help="where ids are looked for")
-    parser.add_argument("--out", metavar="DIR", help="where the page goes; default: comparisons/<RUN>-<RUN>")
+    parser.add_argument("--out", metavar="DIR", help="where the page goes; default: comparisons/<RUN>--<RUN>")
     parser.add_argument("--json", action="store_true", help="print the comparison for programs")
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from altlas_core.config import all_keys, load_config
 from altlas_core.errors import ConfigError
-from altlas_core.flags import DEFAULT_FILE, config_path, load, overrides_of, say_what_has_no_effect
+from altlas_core.flags import DEFAULT_FILE, config_path, load, overrides_of, reports_dir, say_what_has_no_effect
 
 MAX_PORT: Final = 65_535
 
@@ -22,8 +22,8 @@ def compare(arguments: argparse.Namespace) -> int:
     from altlas_core.report.finished import read_run
     from altlas_core.report.folder import find_run
 
-    reports_dir = Path(arguments.reports_dir)
-    before, after = (read_run(find_run(text, reports_dir)) for text in (arguments.before, arguments.after))
+    reports = reports_dir(arguments)
+    before, after = (read_run(find_run(text, reports)) for text in (arguments.before, arguments.after))
     comparison = compare_runs(before, after)
     index = write_page(comparison, default_folder(comparison) if arguments.out is None else Path(arguments.out))
     if arguments.json:

@@ -24,7 +24,7 @@ from altlas_core.faults import Fault, check_gpu_ids
 from altlas_core.intake import make_tasks
 from altlas_core.model import DeviceSpec, Task, TaskSpec
 from altlas_core.result import Result
-from altlas_core.rules import RefusedError
+from altlas_core.rules import RefusedError, shown
 from altlas_core.strategies import USER_STRATEGIES
 from altlas_core.telemetry import Telemetry
 from altlas_core.workloads import Workload
@@ -233,6 +233,11 @@ def _run_in_real_time(
 
 def _checked(faults: Sequence[Fault], specs: Sequence[DeviceSpec]) -> Sequence[Fault]:
     """The plan with every return of a lost GPU written out. Raises WorkloadError for what this machine cannot play."""
+    if not isinstance(faults, Sequence):
+        raise WorkloadError(f"faults: {shown(faults)} is no list; allowed: a list of Fault")
+    for position, fault in enumerate(faults):
+        if not isinstance(fault, Fault):
+            raise WorkloadError(f"faults: [{position}]: {shown(fault)} is no fault; allowed: a Fault")
     check_gpu_ids(faults, len(specs))
     for fault in faults:
         if not specs[fault.gpu_id].simulated and fault.kind not in REAL_FAULTS:

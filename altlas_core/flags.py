@@ -50,6 +50,15 @@ def config_path(given: str | None) -> Path | None:
     return Path(DEFAULT_FILE) if Path(DEFAULT_FILE).is_file() else None
 
 
+def reports_dir(arguments: argparse.Namespace) -> Path:
+    """The folder of --reports-dir. Raises ConfigError for an empty text, which would mean the working directory."""
+    if not arguments.reports_dir.strip():
+        raise ConfigError(
+            "--reports-dir: names no folder; allowed: a folder, such as reports (. is the one you are in)"
+        )
+    return Path(arguments.reports_dir)
+
+
 def overrides_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Dotted key -> value of --set and of the flags that stand for a key; a flag of its own wins."""
     found: dict[str, Any] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stdout
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -17,8 +18,8 @@ ALLOWED: Final = 'a strategy\'s name, or a function in a file as "my.py:choose"'
 def resolve(text: str) -> str:
     """The name of the strategy that `text` means; a name stays as it is, for the settings to check.
 
-    "folder/my.py:choose" imports that file (anew each time), while its folder is importable, and registers the function
-    `choose(task, gpus)` as the strategy "choose". Raises StrategyError with one line.
+    "folder/my.py:choose" imports that file (anew each time) and registers the function `choose(task, gpus)` as the
+    strategy "choose"; what lies beside the file can be imported from then on. Raises StrategyError with one line.
     """
     if not is_function(text):
         return text
@@ -62,17 +63,16 @@ def _imported(path: Path) -> ModuleType:
     module = module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     folder = str(path.parent)
-    sys.path.insert(0, folder)
+    if folder not in sys.path:
+        sys.path.append(folder)  # it stays: the function may import what lies beside it when it is called
     try:
-        spec.loader.exec_module(module)
+        with redirect_stdout(sys.stderr):  # what it prints is not part of our output
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as problem:  # whatever the file does while it is imported
         del sys.modules[spec.name]
         reason = " ".join(str(problem.msg if isinstance(problem, SyntaxError) else problem).split())
         where = _line(problem, path)
         raise StrategyError(f"{path}{where}: cannot be imported: {type(problem).__name__}: {reason}") from None
-    finally:
-        if folder in sys.path:  # the file may have changed it
-            sys.path.remove(folder)
     return module
 
 

@@ -140,7 +140,7 @@ class Pool:
         name = need.strategy
         try:
             chosen = USER_STRATEGIES[name](task, list(offered.values()))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # whatever a function of the user's does
             raise StrategyError(f"strategy '{name}' raised {type(error).__name__}: {error} ({task.task_id})") from error
         if chosen is None:
             return None

@@ -19,6 +19,7 @@ from altlas_core.flags import (
     load,
     naming_flags,
     overrides_of,
+    reports_dir,
     say_what_has_no_effect,
 )
 from altlas_core.own_strategy import absolute, resolve
@@ -53,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     from altlas_core.report.progress import progress_for
     from altlas_core.report.suite import run_suite
 
+    reports = reports_dir(arguments)
     if arguments.pdf:
         require_chromium()
     asked = _anew(arguments) if arguments.resume is None else _again(arguments)
@@ -60,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         asked.settings,
         asked.machine,
         asked.chosen,
-        Path(arguments.reports_dir),
+        reports,
         asked.request,
         progress_for(),
         asked.options,
@@ -78,6 +80,7 @@ def _anew(arguments: argparse.Namespace) -> Asked:
     from altlas_core.report.gates import parse_gates
     from altlas_core.report.options import SuiteOptions
     from altlas_core.scenarios.given import check_given
+    from altlas_core.scenarios.repeats import check_seeds
 
     path = config_path(arguments.config)
     overrides = overrides_of(arguments)
@@ -87,6 +90,7 @@ def _anew(arguments: argparse.Namespace) -> Asked:
     machine = discover(settings)
     check_pace(settings, machine.provenance)
     check_given(settings, machine.devices)
+    check_seeds(settings)
     say_what_has_no_effect(arguments, machine.provenance)
     strategy = None if arguments.strategy is None else absolute(arguments.strategy)
     if strategy is not None:
@@ -105,7 +109,7 @@ def _again(arguments: argparse.Namespace) -> Asked:
     from altlas_core.scenarios.given import check_given
 
     _refuse_beside_resume(arguments)
-    folder = find_run(arguments.resume, Path(arguments.reports_dir))
+    folder = find_run(arguments.resume, reports_dir(arguments))
     saved = resume.read_request(folder)
     if saved.request.strategy is not None:
         resolve(saved.request.strategy)

@@ -13,12 +13,14 @@ from functools import lru_cache
 from typing import Any, Final
 
 CONFIDENCE: Final = 0.95
+_NORMAL: Final = 1.959963984540054  # the two-sided quantile of the normal distribution at that confidence
+_MUCH_FREEDOM: Final = 1e6  # degrees; from here on the expansion is the more accurate way
 _TINY: Final = 1e-300  # in place of a zero denominator of a continued fraction
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A sample of `n` values in a few numbers: what is not known of so few is None.
+    """A sample of `n` values in a few numbers: what is not known of so few, or no float can hold, is None.
 
     `stdev` is the sample standard deviation (n - 1); [ci95_low, ci95_high] holds the true mean with 95 % confidence.
     """
@@ -36,7 +38,7 @@ class Summary:
         """Of the interval: the mean is known to plus or minus this."""
         if self.stdev is None:
             return None
-        return student_t(self.n - 1) * self.stdev / math.sqrt(self.n)
+        return student_t(self.n - 1) * (self.stdev / math.sqrt(self.n))
 
     @property
     def varies(self) -> bool:
@@ -48,7 +50,8 @@ class Difference:
     """`after` less `before`. `percent` is of the mean before, None where that is 0.
 
     [ci95_low, ci95_high] holds the true difference with 95 % confidence; `beyond_spread`: 0 is not in it. These three
-    are None where one of the samples has fewer than two values, so that its spread is unknown.
+    are None where one of the samples has fewer than two values, so that its spread is unknown. So is what no float can
+    hold.
     """
 
     absolute: float | None
@@ -65,31 +68,47 @@ def summarize(values: Iterable[float | None]) -> Summary:
     if not n:
         return Summary(0, None, None, None, None, None, None)
     low, high = min(known), max(known)
-    mean = min(max(math.fsum(known) / n, low), high)  # rounding may not carry it out of the values
+    # In units of a power of two, which rounds nothing, so that no sum or square overflows
+    unit = 2.0 ** (math.frexp(max(-low, high))[1] - 1)
+    scaled = [value / unit for value in known]
+    mean = min(max(math.fsum(scaled) / n, low / unit), high / unit)  # rounding may not carry it out of the values
     if n < 2:
-        return Summary(n, mean, None, None, None, low, high)
-    stdev = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (n - 1))
+        return Summary(n, mean * unit, None, None, None, low, high)
+    stdev = math.sqrt(math.fsum((value - mean) ** 2 for value in scaled) / (n - 1))
     half = student_t(n - 1) * stdev / math.sqrt(n)
-    return Summary(n, mean, stdev, mean - half, mean + half, low, high)
+    spread = stdev * unit, (mean - half) * unit, (mean + half) * unit
+    if not all(map(math.isfinite, spread)):
+        return Summary(n, mean * unit, None, None, None, low, high)
+    return Summary(n, mean * unit, *spread, low, high)
 
 
 def difference(before: Summary, after: Summary) -> Difference:
     """How far the mean went from one sample to the other, by Welch's interval: the spreads need not be equal."""
     if before.mean is None or after.mean is None:
         return Difference(None, None, None, None, None)
-    absolute = after.mean - before.mean
-    percent = 100 * absolute / abs(before.mean) if before.mean else None
+    absolute = _held(after.mean - before.mean)
+    if absolute is None:
+        return Difference(None, None, None, None, None)
+    percent = _held(100 * absolute / abs(before.mean)) if before.mean else None
     if before.stdev is None or after.stdev is None:
         return Difference(absolute, percent, None, None, None)
-    parts = [(own.stdev or 0.0) ** 2 / own.n for own in (before, after)]
-    error = math.sqrt(sum(parts))
+    errors = [(own.stdev or 0.0) / math.sqrt(own.n) for own in (before, after)]
+    error = math.hypot(*errors)
     if not error:
         return Difference(absolute, percent, absolute, absolute, absolute != 0)
-    # Welch-Satterthwaite, with shares instead of squares so that tiny spreads do not underflow
-    shares = [part / sum(parts) for part in parts]
+    # Welch-Satterthwaite, with shares instead of squares so that no spread underflows or overflows
+    shares = [(part / error) ** 2 for part in errors]
     freedom = 1 / sum(share**2 / (own.n - 1) for share, own in zip(shares, (before, after), strict=True))
     half = student_t(freedom) * error
-    return Difference(absolute, percent, absolute - half, absolute + half, abs(absolute) > half)
+    low, high = _held(absolute - half), _held(absolute + half)
+    if low is None or high is None:
+        return Difference(absolute, percent, None, None, None)
+    return Difference(absolute, percent, low, high, abs(absolute) > half)
+
+
+def _held(value: float) -> float | None:
+    """The value, or None where it overflowed."""
+    return value if math.isfinite(value) else None
 
 
 def flat_numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]:
@@ -109,8 +128,11 @@ def student_t(freedom: float) -> float:
     """The two-sided 95 % quantile of Student's t: |T| exceeds it in 5 % of all cases. `freedom` may be fractional.
 
     By bisection, to the last few bits; the tail is I_x(freedom / 2, 1 / 2) with x = freedom / (freedom + t^2)
-    (Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.1 and 26.5.27).
+    (Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.1 and 26.5.27), where rounding lets it be; beyond
+    that the normal quantile and the first term of the expansion about it (26.7.5).
     """
+    if freedom > _MUCH_FREEDOM:
+        return _NORMAL + (_NORMAL**3 + _NORMAL) / (4 * freedom)
     low, high = 0.0, 1.0
     while _tail(high, freedom) > 1 - CONFIDENCE:
         high *= 2

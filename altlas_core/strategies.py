@@ -141,10 +141,12 @@ def check_strategy(name: Any, allowed: Sequence[str], where: str) -> str:
 
     Raises StrategyError saying where it was asked for, what is allowed and the nearest name.
     """
+    if not isinstance(name, str):
+        raise StrategyError(f"{where}: strategy {name!r}: a name is needed")
     if name in USER_STRATEGIES or (name in STRATEGIES and name in allowed):
-        return str(name)
+        return name
     listed = ", ".join([*allowed, *sorted(set(USER_STRATEGIES) - set(allowed))])
     if name in STRATEGIES:
         raise StrategyError(f"{where}: strategy '{name}' is not listed in gpu.selection.strategies ({listed})")
-    hint = nearest(str(name), known_strategies())
+    hint = nearest(name, known_strategies())
     raise StrategyError(f"{where}: unknown strategy '{name}'.{hint} Allowed: {listed}")

@@ -1,10 +1,38 @@
-"""What happened to a task, and why no GPU will take it, in words: for error messages."""
+"""Seconds and bytes as titles and tables tell them; what happened to a task, and why no GPU will take it, in words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from altlas_core.model import GIB, Device, ErrorCode, Task
+
+MIB: Final = 2**20
+MOST_DECIMAL: Final = 1e4  # from here on whole numbers, thousands apart
+
+
+def seconds_text(seconds: float, digits: int = 4) -> str:
+    """ "12.5 ms", "8.25 s", "236,104 s"."""
+    if 0 < seconds < 0.01:
+        return f"{_short(1000 * seconds, digits)} ms"
+    return f"{_short(seconds, digits)} s"
+
+
+def memory_text(*sizes: float) -> str:
+    """Bytes, or a range of them: "6 MiB", "0.5 to 3.09 GiB"."""
+    unit, of_unit = memory_unit(max(sizes))
+    return " to ".join(dict.fromkeys(_short(size / of_unit, 3) for size in sizes)) + f" {unit}"
+
+
+def memory_unit(most: float) -> tuple[str, int]:
+    """What to tell sizes of up to `most` bytes in, and how many bytes that is."""
+    return ("MiB", MIB) if 0 < most < GIB else ("GiB", GIB)
+
+
+def _short(value: float, digits: int) -> str:
+    """So many significant digits, whole numbers whole, never an exponent."""
+    text = f"{value:.{digits}g}"
+    return f"{value:,.0f}" if abs(value) >= MOST_DECIMAL or "e" in text else text
 
 
 def story(task: Task) -> str:

@@ -51,6 +51,8 @@ def read(path: Path, file_format: Format, columns: Mapping[str, Rule]) -> Rows:
 
     Raises WorkloadError where the file cannot be read, is not of this format, or has a column that is none.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise WorkloadError(f"{path}: is no regular file. Give {file_format.noun}.")
     try:
         yield from file_format.read(path, columns)
     except FileNotFoundError:

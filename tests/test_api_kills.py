@@ -45,14 +45,21 @@ class Ledger:
                     self.faults.append(f"{batch} was used twice")
                 self.batches[batch] = ids
 
-    def read(self, task: dict[str, Any]) -> None:
+    def known(self, name: str) -> tuple[dict[str, Any] | None, bool]:
+        """What has been told of a task so far: how it ended, and whether it was cancelled."""
+        with self.lock:
+            return self.finals.get(name), name in self.cancelled
+
+    def read(self, task: dict[str, Any], known: tuple[dict[str, Any] | None, bool]) -> None:
+        """Enter what a request has read; `known`: what had been told before it was sent (others tell, too)."""
+        final, cancelled = known
         with self.lock:
             name, status = task["id"], task["status"]
             if name in self.texts and task["params"]["text"] != self.texts[name]:
                 self.faults.append(f"{name} is about another text")
-            if name in self.finals and self.finals[name] != task:
-                self.faults.append(f"{name} was {self.finals[name]} and is {task}")
-            if name in self.cancelled and status != "CANCELLED":
+            if final is not None and final != task:
+                self.faults.append(f"{name} was {final} and is {task}")
+            if cancelled and status != "CANCELLED":
                 self.faults.append(f"{name} was cancelled and is {status}")
             if status in FINAL:
                 self.finals[name] = task
@@ -132,12 +139,14 @@ class Caller(threading.Thread):
     def _get(self) -> None:
         name = self._ledger.some_id(self._chance)
         if name is not None:
-            self._ledger.read(self._client.get(f"/tasks/{name}").raise_for_status().json())
+            known = self._ledger.known(name)
+            self._ledger.read(self._client.get(f"/tasks/{name}").raise_for_status().json(), known)
 
     def _wait(self) -> None:
         name = self._ledger.some_id(self._chance)
         if name is not None:
-            self._ledger.read(self._client.get(f"/tasks/{name}?wait=0.5").raise_for_status().json())
+            known = self._ledger.known(name)
+            self._ledger.read(self._client.get(f"/tasks/{name}?wait=0.5").raise_for_status().json(), known)
 
 
 def note(ledger: Ledger, path: str, body: dict[str, Any], told: dict[str, Any], key: str | None) -> None:
@@ -179,7 +188,7 @@ def check(server: Served, ledger: Ledger) -> None:
     there = {task["id"]: task for task in every_task(server)}
     assert set(ledger.texts) <= set(there)
     for task in there.values():
-        ledger.read(task)
+        ledger.read(task, ledger.known(task["id"]))
     for batch, ids in ledger.batches.items():
         assert server.get(f"/batches/{batch}")["task_ids"] == ids
     assert ledger.faults == []

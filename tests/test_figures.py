@@ -17,9 +17,11 @@ import altlas_core as altlas
 from altlas_core import figures
 from altlas_core.figures import style
 from altlas_core.figures.outcomes import outcome_of
+from altlas_core.figures.priorities import latency_by_priority
 from altlas_core.figures.timeline import lanes_of
 from altlas_core.model import GIB
 from altlas_core.result import Result
+from altlas_core.words import memory_text, seconds_text
 
 FIGURE_MIME = "application/vnd.plotly.v1+json"
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("0[1-9]_*.ipynb"))
@@ -264,3 +266,38 @@ def test_links_tell_nvlink_from_pcie() -> None:
 )
 def test_numbers_are_short_and_never_nan(value: Any, written: Any) -> None:
     assert style.number(value) == written
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        (seconds_text(235_987.4), "235,987 s"),
+        (seconds_text(999.7, 3), "1,000 s"),
+        (seconds_text(8.25), "8.25 s"),
+        (seconds_text(0.0042), "4.2 ms"),
+        (memory_text(6 * 2**20), "6 MiB"),
+        (memory_text(6 * 2**20, 24 * 2**20), "6 to 24 MiB"),
+        (memory_text(1023 * 2**20), "1,023 MiB"),
+        (memory_text(GIB / 2, 3 * GIB), "0.5 to 3 GiB"),
+        (memory_text(GIB, GIB), "1 GiB"),
+        (memory_text(0, 0), "0 GiB"),
+    ],
+)
+def test_seconds_and_bytes_have_a_unit_that_fits_and_no_exponent(told: str, text: str) -> None:
+    assert told == text
+
+
+def test_a_long_run_of_little_memory_is_told_in_whole_seconds_and_mib() -> None:
+    result = run([{"duration_s": 236_000.0, "submit_s": 0.0, "memory_bytes": 24 * 2**20, "priority": "high"}], "T4")
+    title = figures.readings(result, "memory_used_bytes")["layout"]["title"]["text"]
+    assert title.endswith("from 0 to 24 MiB")
+    assert figures.readings(result, "memory_used_bytes")["layout"]["yaxis"]["title"]["text"].endswith("(MiB)")
+    latency = latency_by_priority({"high": [236_000.0]}, "simulated")["layout"]["title"]["text"]
+    assert "within 236,000 s (high)" in latency
+
+
+def test_a_timeline_names_its_subject_and_carries_the_depth_of_the_queue() -> None:
+    made = figures.timeline(run([{"duration_s": 2.0, "submit_s": 0.0}] * 3, "T4"), subject="Three at once")
+    assert made["layout"]["title"]["text"].startswith("Three at once: 3 tasks")
+    depths = figures.queue_depth(run([{"duration_s": 2.0, "submit_s": 0.0}] * 3, "T4"))["data"][0]
+    assert made["layout"]["meta"]["waiting"] == {"x": depths["x"], "y": depths["y"], "most": False}

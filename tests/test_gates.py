@@ -117,6 +117,14 @@ def test_of_several_runs_the_mean_is_judged() -> None:
     assert check.observed == "strategies.random.p99_s = 2.25 (mean of 5 runs, 1 to 2.5)"
 
 
+def test_a_mean_over_fewer_runs_than_were_made_fails() -> None:
+    found = outcome(p99_s=None)
+    summary = {"n": 3, "mean": 1.0, "stdev": 0.0, "ci95_low": 1.0, "ci95_high": 1.0, "min": 1.0, "max": 1.0}
+    found.repeats = {"count": 5, "metrics": {"p99_s": summary}}
+    check = judged("p99_s > 2", found).checks[1]
+    assert (check.passed, check.observed) == (False, "p99_s = N/A in 2 runs (mean of 3 runs, 1 to 1)")
+
+
 def test_a_value_that_is_missing_fails() -> None:
     check = judged("p99_s > 2", outcome(p99_s=None)).checks[1]
     assert (check.passed, check.observed) == (False, "p99_s = N/A")

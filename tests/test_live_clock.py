@@ -63,6 +63,17 @@ def test_it_stands_until_it_is_let_go_and_news_still_get_through() -> None:
     assert scene.now == pytest.approx(3.0)
 
 
+def test_a_step_that_is_over_stops_nothing_that_has_been_asked_for_since() -> None:
+    scene = Scene(goes=False)
+    scene.clock.step()
+    scene.clock.stepped()
+    assert (scene.clock.stands, scene.clock.stepping) == (True, False)
+    scene.clock.step()
+    scene.clock.run()
+    scene.clock.stepped()
+    assert not scene.clock.stands
+
+
 @pytest.mark.parametrize("pace", [0.25, 1.0, 60.0])
 def test_waiting_takes_as_long_as_the_pace_says(pace: float) -> None:
     scene = Scene(pace)

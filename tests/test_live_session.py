@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from altlas_core.drivers.clock import Inbox, News
 from altlas_core.errors import AltlasError, ConfigError, DeviceError, StateError, StrategyError, WorkloadError
 from altlas_core.figures.style import OUTCOMES
 from altlas_core.live.arrivals import BUSY_SHARE, MOST_TASKS, endless
-from altlas_core.live.clock import FOREVER
+from altlas_core.live.clock import FOREVER, SteeredClock
 from altlas_core.live.ledger import MOST_ENDED, Ledger
 from altlas_core.live.session import LiveSession
 from altlas_core.live.snapshot import AttemptView, Snapshot
@@ -296,10 +297,13 @@ def test_a_task_that_is_made_to_hang_ends_by_its_timeout(stage: Callable[..., St
     scene = stage([{"duration_s": 5.0, "timeout_s": 30.0}, {"duration_s": 5.0, "submit_s": 1.0, "gpu_id": 0}])
     scene.step(lambda seen: seen.submitted == 2)
     assert scene.do(lambda: scene.session.inject("hang_task", 0)) == 0
+    hung = "1.0 s  GPU 0: what started last there makes no more progress"
+    assert scene.session.snapshot().news == (hung,)
     result = scene.play()
     assert list(result.tasks.finished_s) == [5.0, 301.0]  # what started last hangs
     assert list(result.tasks.error_code) == [None, "timeout"]
     assert scene.session.snapshot().news == (
+        hung,
         "301.0 s  task-000001 failed (timeout): ran longer than its timeout of 300 s",
     )
 
@@ -316,8 +320,12 @@ def test_a_crashed_worker_takes_all_on_its_gpu_with_it(stage: Callable[..., Stag
     ("kind", "gpu_id", "parts"),
     [
         ("lose_gpus", None, ("'lose_gpus'", "allowed: lose_gpu, ", "Did you mean 'lose_gpu'?")),
-        ("lose_gpu", 3, ("GPU 3 is not there", "from 0 to 2")),
-        ("lose_gpu", -1, ("GPU -1 is not there",)),
+        (["lose_gpu"], None, ("['lose_gpu'] cannot be done", "allowed: lose_gpu, ")),
+        ("lose_gpu", 3, ("lose_gpu: GPU 3 is out of range", "from 0 to 2")),
+        ("lose_gpu", -1, ("GPU -1 is out of range",)),
+        ("lose_gpu", True, ("GPU True is not a number", "a whole number from 0 to 2")),
+        ("lose_gpu", "0", ("GPU '0' is not a number",)),
+        ("lose_gpu", 0.5, ("GPU 0.5 is not a whole number",)),
         ("return_gpu", None, ("there is no GPU", "GPU 0 is not lost")),
         ("return_gpu", 1, ("GPU 1 is not lost",)),
         ("cool_down", 1, ("GPU 1 was not made to overheat",)),
@@ -325,7 +333,7 @@ def test_a_crashed_worker_takes_all_on_its_gpu_with_it(stage: Callable[..., Stag
     ],
 )
 def test_what_makes_no_sense_is_refused_and_nothing_changes(
-    stage: Callable[..., Stage], kind: str, gpu_id: int | None, parts: tuple[str, ...]
+    stage: Callable[..., Stage], kind: Any, gpu_id: Any, parts: tuple[str, ...]
 ) -> None:
     scene = stage(NAPS)
     scene.step()
@@ -333,6 +341,15 @@ def test_what_makes_no_sense_is_refused_and_nothing_changes(
         scene.session.inject(kind, gpu_id)
     assert all(part in str(refused.value) for part in parts)
     assert scene.session.snapshot().news == ()
+    assert list(scene.play().tasks.state) == ["COMPLETED"] * 10
+
+
+def test_a_planned_hang_is_news_where_something_runs(stage: Callable[..., Stage]) -> None:
+    scene = stage([{"duration_s": 5.0, "submit_s": 1.0}], [altlas.Fault(time_s, 0, "hang_task") for time_s in (0.5, 2)])
+    scene.step(lambda seen: seen.time_s >= 1.0)
+    assert scene.session.snapshot().news == ()
+    scene.play()
+    assert scene.session.snapshot().news[0] == "2.0 s  GPU 0: what started last there makes no more progress"
 
 
 def test_nothing_can_be_broken_before_a_run_begins_or_when_it_is_over(stage: Callable[..., Stage]) -> None:
@@ -392,6 +409,47 @@ def test_a_strategy_that_breaks_ends_the_run_with_one_line_that_says_so(
     assert scene.session.result is None
 
 
+@pytest.mark.parametrize(
+    ("problem", "told"),
+    [
+        (SystemExit(3), "strategy 'broken' raised SystemExit: 3 (task-000000)"),
+        (KeyboardInterrupt("now"), "KeyboardInterrupt: now"),
+    ],
+)
+def test_a_strategy_that_would_end_the_process_makes_the_run_fail(
+    stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch, problem: BaseException, told: str
+) -> None:
+    def choose(task: Any, gpus: Any) -> None:
+        raise problem
+
+    monkeypatch.setitem(USER_STRATEGIES, "broken", choose)
+    session = stage(NAPS).session
+    session.set_strategy("broken")
+    session.start()
+    assert session.wait(PATIENCE_S)
+    seen = session.snapshot()
+    assert (seen.state, seen.error, session.result) == ("failed", told, None)
+
+
+def test_whoever_starts_the_run_while_a_step_ends_is_not_left_with_a_pause(
+    stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[None] = []
+
+    def stepping(clock: SteeredClock) -> bool:
+        was = clock._stepping
+        if was and not starts:  # between the driver's look and what it does about it
+            starts.append(None)
+            clock.run()
+        return was
+
+    monkeypatch.setattr(SteeredClock, "stepping", property(stepping))
+    session = stage(NAPS).session
+    session.step()
+    assert session.wait(5.0), session.snapshot().state
+    assert starts
+
+
 def test_another_machine_is_a_fresh_run_with_all_else_as_it_was(stage: Callable[..., Stage]) -> None:
     scene = stage(NAPS)
     session = scene.session
@@ -411,7 +469,9 @@ def test_another_machine_is_a_fresh_run_with_all_else_as_it_was(stage: Callable[
     assert {view.task_id for view in session.snapshot(old.next_since).attempts} == {"task-000000", "task-000001"}
     result = scene.play()
     assert list(result.tasks.submitted_s) == [0.5 * i for i in range(10)]
-    session.rebuild(slots=1)
+    session.rebuild("3x T4")
+    assert session.snapshot().device_texts == ("3x T4",)
+    session.rebuild("2x T4, 1x A100", slots=1)
     assert (session.snapshot().slots, session.snapshot().device_texts) == (1, ("2x T4", "1x A100"))
 
 
@@ -420,6 +480,8 @@ def test_a_machine_that_cannot_be_leaves_the_run_alone(stage: Callable[..., Stag
     scene.step()
     for devices, slots, error, text in (
         (["3x A99"], None, ConfigError, "unknown GPU name 'A99'"),
+        ("3x A99", None, ConfigError, "unknown GPU name 'A99'"),
+        (5, None, ConfigError, "5 is not a list of device specs"),
         (None, 0, ConfigError, "max_concurrent_tasks_per_gpu: 0 is out of range"),
         (["2x A100"], None, WorkloadError, "task-000000: gpu_id 2 is not there"),
     ):
@@ -435,6 +497,7 @@ def test_a_machine_that_cannot_be_leaves_the_run_alone(stage: Callable[..., Stag
         (lambda session: session.set_pace("fast"), ConfigError, "pace: 'fast' is not a number"),
         (lambda session: session.set_rate(0.05), ConfigError, "rate: 0.05 is out of range; allowed: a number from 0.1"),
         (lambda session: session.set_strategy("random_"), StrategyError, "Did you mean 'random'?"),
+        (lambda session: session.set_strategy(["random"]), StrategyError, "a name is needed"),
     ],
 )
 def test_a_control_that_cannot_be_set_so_says_what_is_allowed(
@@ -449,16 +512,20 @@ def test_a_control_that_cannot_be_set_so_says_what_is_allowed(
 
 
 @pytest.mark.parametrize(
-    ("given", "error"),
+    ("given", "error", "text"),
     [
-        ({"workload": [1]}, WorkloadError),
-        ({"settings": {"seed": 3}}, ConfigError),
-        ({"seed": -1}, ConfigError),
-        ({"faults": [altlas.Fault(0.0, 99, "lose_gpu")]}, WorkloadError),
+        ({"workload": [1]}, WorkloadError, "list is no workload"),
+        ({"settings": {"seed": 3}}, ConfigError, "dict is no settings"),
+        ({"seed": -1}, ConfigError, "seed: -1"),
+        ({"faults": [altlas.Fault(0.0, 99, "lose_gpu")]}, WorkloadError, "gpu_id: 99 is not there"),
+        ({"faults": [altlas.Fault(0.0, 0, "lose_gpu"), 1]}, WorkloadError, r"faults: \[1\]: 1 is no fault"),
+        ({"faults": 5}, WorkloadError, "faults: 5 is no list"),
     ],
 )
-def test_what_cannot_be_run_is_refused_when_the_session_is_made(given: dict[str, Any], error: type[Exception]) -> None:
-    with pytest.raises(error):
+def test_what_cannot_be_run_is_refused_when_the_session_is_made(
+    given: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
         LiveSession(**{"settings": altlas.load_config(environ={}), **given})
 
 
@@ -472,6 +539,29 @@ def test_a_closed_session_has_no_thread_and_begins_nothing(stage: Callable[..., 
     assert scene.session.snapshot().state == "ended"
     with pytest.raises(StateError, match="closed"):
         scene.session.start()
+
+
+def test_a_strategy_that_never_returns_does_not_hold_up_whoever_closes(
+    stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def choose(task: Any, gpus: Any) -> Any:
+        asked.set()
+        answer.wait(PATIENCE_S)
+        return gpus[0]
+
+    monkeypatch.setitem(USER_STRATEGIES, "slow", choose)
+    monkeypatch.setattr(sys.modules[LiveSession.__module__], "CLOSE_S", 0.05)
+    session = stage(NAPS).session
+    session.set_strategy("slow")
+    session.start()
+    assert asked.wait(PATIENCE_S)
+    session.close()
+    assert not session.wait(0.0)
+    answer.set()
+    assert session.wait(PATIENCE_S)
+    assert session.snapshot().state == "ended"
 
 
 # --- what one sees ----------------------------------------------------------------------------------------------------

@@ -85,12 +85,6 @@ def test_a_changed_file_is_read_anew(folder: Path) -> None:
     assert gpu_ids("my.py:choose") == [1, 1, 1]
 
 
-def test_nothing_of_the_file_stays_importable(folder: Path) -> None:
-    resolve("my.py:choose")
-    with pytest.raises(ModuleNotFoundError):
-        __import__("my")
-
-
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -151,3 +145,20 @@ def test_a_strategy_that_breaks_in_a_run_is_named_in_one_line(folder: Path, answ
         session.start("own_workload", namespace)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_the_file_prints_is_not_part_of_our_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "talks.py"
+    path.write_text("print('hello')\n\n\ndef talkative(task, gpus):\n    return gpus[0]\n")
+    assert resolve(f"{path}:talkative") == "talkative"
+    assert capsys.readouterr() == ("", "hello\n")
+
+
+def test_the_function_may_import_what_lies_beside_its_file_when_it_is_called(tmp_path: Path) -> None:
+    (tmp_path / "beside_it.py").write_text("def first(gpus):\n    return gpus[0]\n")
+    path = tmp_path / "late.py"
+    path.write_text("def imports_late(task, gpus):\n    from beside_it import first\n\n    return first(gpus)\n")
+    name = resolve(f"{path}:imports_late")
+    settings = altlas.load_config(None, {"gpu.devices": ["2x A100"], "gpu.selection.default_strategy": name}, {})
+    result = altlas.run(settings, altlas.Workload.from_records([{"duration_s": 1.0}]))
+    assert list(result.tasks.state) == ["COMPLETED"]

@@ -23,6 +23,7 @@ from altlas_core.scenarios.common import ScenarioResult
 from altlas_core.scenarios.given import EXAMPLE_ROOM, check_given, given_workload
 from altlas_core.scenarios.own_workload import latencies_by_priority
 from altlas_core.scenarios.run_metrics import energy_j, most_waiting, run_metrics
+from altlas_core.scenarios.yardsticks import lower_bound_s
 
 FOUND = notebooks.find_notebooks(Path(__file__).parents[1] / "notebooks")
 NAMES = [
@@ -103,6 +104,18 @@ def test_energy_is_power_over_time() -> None:
     assert energy_j(result) == pytest.approx(2.5 * (busy_w + idle_w))
 
 
+def test_time_before_the_first_submission_counts_for_nothing() -> None:
+    def metrics(first_s: float) -> dict[str, Any]:
+        records = [{"submit_s": first_s, "duration_s": 2.0}, {"submit_s": first_s + 1, "duration_s": 3.0}]
+        return run_metrics(altlas.run(settings(), altlas.Workload.from_records(records)))
+
+    at_once, later = metrics(0.0), metrics(500.0)
+    assert later["utilization_mean_pct"] == at_once["utilization_mean_pct"] > 0
+    assert later["energy_j"] == pytest.approx(at_once["energy_j"])
+    between = metrics(500.5)
+    assert between["energy_j"] == pytest.approx(at_once["energy_j"], rel=0.2)
+
+
 def test_energy_is_not_made_up_where_a_device_does_not_tell_its_power(monkeypatch: pytest.MonkeyPatch) -> None:
     record = SimulatedBackend.record
 
@@ -142,6 +155,17 @@ def test_latency_by_priority_draws_each_distribution_whole() -> None:
     low = figure["data"][1]
     assert (low["x"][-1], low["y"][-1], len(low["x"])) == (999, 100, 202)
     assert "949 s (low)" in figure["layout"]["title"]["text"]
+
+
+def test_a_task_that_fails_early_is_not_expected_to_have_taken_its_time() -> None:
+    """Its device is lost after 1 s, and there is no other."""
+    lost = altlas.run(
+        settings(gpu__devices=["1x A100"]),
+        altlas.Workload.from_records([{"duration_s": 50.0}]),
+        faults=[altlas.Fault(1.0, 0, "lose_gpu")],
+    )
+    assert lost.task_list[0].error_code == "device_lost"
+    assert lower_bound_s(lost) == 0.0
 
 
 # --- checks that can fail ---------------------------------------------------------------------------------------------
@@ -247,6 +271,23 @@ def test_a_bad_workload_is_bad_input_and_nothing_starts(
     assert error.startswith(f"altlas: {told}")
     assert error.count("\n") == 1
     assert not Path("reports").exists()
+
+
+def test_a_trace_so_sparse_that_only_idle_devices_would_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text("submit_s,duration_s\n0,1\n90000000,1\n")
+    command = ["run", "--backend", "simulated", "--devices", "2x A100", "--workload", "a.csv"]
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err == (
+        "altlas: a.csv: the last task is submitted at 90,000,000 s (times are seconds), which with "
+        "telemetry.interval 1 s and 2 GPUs is 180,000,002 readings; allowed: 8,000,000, as with "
+        "--set telemetry.interval=50\n"
+    )
+    assert not Path("reports").exists()
+    devices = SCENARIOS["own_workload"].run(settings()).devices
+    check_given(settings(run__workload="a.csv", telemetry__interval=50), devices)
 
 
 def test_a_workload_that_asks_for_what_the_machine_has_not_names_its_file(tmp_path: Path) -> None:

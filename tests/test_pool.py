@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from random import Random
@@ -410,6 +411,11 @@ def test_the_gpus_it_sees_are_read_only() -> None:
 def test_its_error_is_named_with_the_task() -> None:
     with pytest.raises(StrategyError, match=r"'mine' raised ZeroDivisionError: .*task-000000"):
         run_with(lambda task, gpus: 1 // 0, mine(1))
+
+
+def test_a_strategy_that_would_end_the_process_is_an_error_like_any_other() -> None:
+    with pytest.raises(StrategyError, match=r"strategy 'mine' raised SystemExit: 3 \(task-000000\)"):
+        run_with(lambda task, gpus: sys.exit(3), mine(1))
 
 
 @pytest.mark.parametrize(

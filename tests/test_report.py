@@ -302,8 +302,14 @@ def test_markdown_loads_no_picture_and_obeys_no_html() -> None:
         ("makespan_s", 12.25, ("Makespan", "12.25 s")),
         ("peak_memory_bytes", 3 * 2**30, ("Peak memory", "3 GiB")),
         ("throughput_tasks_per_s", 1234567.8, ("Throughput", "1\u202f234\u202f568 tasks/s")),
+        ("peak_memory_bytes", 24 * 2**20, ("Peak memory", "24 MiB")),
+        ("p50_s", 2.5, ("Latency p50", "2.5 s")),
+        ("wait_p95_s", 2.5, ("Wait p95", "2.5 s")),
+        ("energy_j", 214_619_759.0, ("Energy", "214.6 MJ")),
+        ("energy_j", 12_500.0, ("Energy", "12.5 kJ")),
+        ("energy_j", 950.0, ("Energy", "950 J")),
         ("gpu_count", 8, ("GPU count", "8")),
-        ("by_strategy", {"random": {"p99_s": 0.00012}}, ("By strategy · random · p99", "0.00012 s")),
+        ("by_strategy", {"random": {"p99_s": 0.00012}}, ("By strategy · random · latency p99", "0.00012 s")),
         ("power_w", None, ("Power", "N/A")),
         ("share_pct", float("nan"), ("Share", "N/A")),
         ("whole", True, ("Whole", "yes")),
@@ -359,8 +365,31 @@ def test_a_page_tells_what_its_figures_found_and_which_parts_it_has() -> None:
     )
     assert [(part.anchor, part.text) for part in story.parts] == [("part-1", "One part"), ("part-2", "Another & more")]
     assert [link.anchor for link in story.findings] == ["figure-1", "figure-2"]
-    assert 'id="part-2"' in story.blocks[0].html
+    assert '<h3 id="part-2">' in story.blocks[0].html  # below the heading over all the evidence
     assert [block.anchor for block in story.blocks[1:]] == ["figure-1", "figure-2"]
+
+
+def test_the_index_tells_of_trouble_first_and_nothing_twice() -> None:
+    texts = [
+        "Ten at once: 10 tasks on one GPU in 30 s, all finished",
+        "Memory for three: 10 tasks on one GPU in 40 s, all finished",
+        "Memory in use per GPU went from 0 to 3.09 GiB",
+        "16 tasks on 8 of 8 GPUs in 7.5 s; attempts: 2 lost with their GPU, 16 finished",
+    ]
+    findings = [cells.Link(f"figure-{place}", text) for place, text in enumerate(texts)]
+    assert [finding.text for finding in pages.most_telling(findings)] == [texts[3], texts[0]]
+    twice = pages.most_telling([findings[0], findings[1], findings[2]])
+    assert [finding.text for finding in twice] == [texts[0], texts[2]]
+    assert [finding.text for finding in pages.trouble_first(findings)] == [texts[3], *texts[:3]]
+
+
+def test_a_scenario_has_one_name_wherever_it_is_named() -> None:
+    shown = [ScenarioOutcome("strategy_comparison", "waiting"), ScenarioOutcome("mine", "waiting")]
+    run = view(shown, titles={"mine": "My own notebook"})
+    page = pages.index_page(run)
+    assert re.findall(r'href="(?:mine|strategy_comparison).html">([^<]*)<', page) == [
+        *("Strategies compared", "My own notebook") * 2
+    ]
 
 
 def test_the_drawing_library_is_the_installed_one_with_its_function_in_parentheses() -> None:

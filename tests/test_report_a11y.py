@@ -104,7 +104,7 @@ def test_links_on_the_page_lead_to_what_they_say(made: Path, page: Any) -> None:
         ".findings a, .contents a",
         "all => all.map(a => [a.textContent, document.querySelector(a.getAttribute('href'))?.textContent ?? null])",
     )
-    assert len(links) == 4 + 6
+    assert len(links) == 4 + 7
     for said, found in links:
         assert found is not None, said
         assert " ".join(said.split()) in " ".join(found.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -98,6 +99,8 @@ def test_every_figure_is_drawn_and_nothing_complains(report: Path, visit: Any, n
     )
     assert len(drawn) == figures
     assert all(svgs > 0 and traces > 0 for svgs, traces in drawn)
+    assert page.locator(".modebar-btn").count() > 0 or not figures
+    assert page.locator('[data-title*="Share" i], [data-title*="cloud" i]').count() == 0  # nothing can be uploaded
     assert opened.complaints == []
 
 
@@ -167,6 +170,9 @@ def test_the_page_reads_in_order_for_a_screen_reader(report: Path, visit: Any) -
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(later - earlier <= 1 for earlier, later in pairwise(levels))
+    over = page.eval_on_selector_all(".story h2, .story h3", "all => all.map(h => h.tagName + h.textContent)")
+    assert over[0] == "H2Evidence"
+    assert {said[:2] for said in over[1:]} <= {"H3"}
     assert page.eval_on_selector_all(".figure", "all => all.every(f => f.getAttribute('aria-label'))")
 
 
@@ -233,6 +239,14 @@ def test_the_slider_moves_one_time_over_all_figures_of_a_run(timed: Path, tab: V
     )
     assert lines == pytest.approx([float(slider.input_value())] * 3, abs=0.01)
     assert tab.complaints == []
+
+
+def test_the_slider_tells_what_waits_where_no_figure_of_the_queue_is_drawn(timed: Path, tab: Visit) -> None:
+    alone = timed.with_name("alone.html")
+    alone.write_text(re.sub(r'<figure class="plot" id="figure-2">.*?</figure>', "", timed.read_text(), flags=re.S))
+    page = tab.open(alone)
+    assert page.locator(".figure").count() == 3
+    assert page.locator(".scrub .now").inner_text() == "0 s: 4 tasks running, 12 waiting"
 
 
 def test_the_mouse_moves_the_time_too(timed: Path, tab: Visit) -> None:

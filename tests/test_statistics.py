@@ -43,6 +43,13 @@ def test_more_freedom_makes_it_narrower_and_never_narrower_than_the_normal(freed
     assert student_t(freedom) > student_t(freedom * factor) > 1.959963984
 
 
+@pytest.mark.parametrize("freedom", [1e6, 1.001e6, 1e9, 1e15, math.inf])
+def test_with_much_freedom_it_is_the_normal_quantile_and_a_little(freedom: float) -> None:
+    normal_quantile = 1.959963984540054
+    little = (normal_quantile**3 + normal_quantile) / (4 * freedom)
+    assert student_t(freedom) == pytest.approx(normal_quantile + little, rel=1e-9)
+
+
 # --- one sample ---------------------------------------------------------------------------------------------------
 
 
@@ -103,6 +110,28 @@ def test_the_mean_lies_between_the_values_and_inside_its_interval(own: list[floa
     summary = summarize(own)
     assert summary.min <= summary.mean <= summary.max  # type: ignore[operator]
     assert summary.ci95_low <= summary.mean <= summary.ci95_high  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("unit", [1e-310, 1e-200, 1e160, 1e307])
+def test_no_value_is_too_large_or_too_small(unit: float) -> None:
+    summary, other = summarize([unit, 2 * unit, 3 * unit]), summarize([7 * unit, 8 * unit, 9 * unit])
+    assert summary.mean == pytest.approx(2 * unit)
+    assert summary.stdev == pytest.approx(unit)
+    assert summary.half_width == pytest.approx(student_t(2) * unit / math.sqrt(3))
+    found = difference(summary, other)
+    assert (found.absolute, found.beyond_spread) == (pytest.approx(6 * unit), True)
+    assert summarize([1e308] * 3) == Summary(3, 1e308, 0.0, 1e308, 1e308, 1e308, 1e308)
+
+
+def test_what_no_float_can_hold_is_not_known() -> None:
+    assert summarize([-1.7e308, 1.7e308]) == Summary(2, 0.0, None, None, None, -1.7e308, 1.7e308)
+    low, high, wide = summarize([-1.7e308] * 2), summarize([1.7e308] * 2), summarize([0.0, 1.3e307])
+    assert difference(low, high) == difference(summarize([]), high)
+    assert difference(summarize([1e-300]), summarize([1.0])).percent == pytest.approx(1e302)
+    assert difference(summarize([1e-320]), high).percent is None
+    found = difference(wide, summarize([1.6e308, 1.61e308]))
+    assert found.absolute is not None
+    assert (found.ci95_low, found.ci95_high, found.beyond_spread) == (None, None, None)
 
 
 @pytest.mark.parametrize("count", [2, 5, 20])

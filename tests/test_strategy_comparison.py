@@ -137,7 +137,7 @@ def _one_gpu_only(pool: Any, task: Any, need: Any, closed: int) -> Any:
 
 
 def test_work_that_is_cut_short_beats_the_bound_and_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strategy_comparison, "lower_bound_s", lambda result: 10.0)
+    monkeypatch.setattr(strategy_comparison, "lower_bound_s", lambda *runs: 10.0)
     assert failed(compare(tmp_path, [{"duration_s": 9.0}])) == ["no strategy beats the lower bound"]
 
 
@@ -242,8 +242,26 @@ def test_there_is_no_offline_schedule_of_what_is_not_known_or_too_much(monkeypat
     assert offline_schedule(result_of([{"duration_s": 1.0}, {"duration_s": 1.0, "cancel_s": 9.0}])) is None
     result = result_of([{"duration_s": 1.0, "memory_bytes": GIB + n} for n in range(20)])
     assert offline_schedule(result) is not None
-    monkeypatch.setattr(yardsticks, "MOST_STEPS", 20 * (20 + 2) - 1)  # 20 tasks of as many needs on 2 GPUs
+    monkeypatch.setattr(yardsticks, "MOST_STEPS", 2 * 20 * 20 * 22 - 1)  # 2 orders, 20 tasks of as many needs, 2 GPUs
     assert offline_schedule(result) is None
+
+
+def test_only_tasks_that_ran_their_length_in_every_run_are_held_against_any() -> None:
+    records = [{"duration_s": 5.0}, {"duration_s": 50.0, "gpu_id": 1}]
+    whole = result_of(records)
+    cut = altlas.run(settings(), altlas.Workload.from_records(records), faults=[altlas.Fault(1.0, 1, "lose_gpu")])
+    assert [task.error_code for task in cut.task_list] == [None, "device_lost"]
+    assert [lower_bound_s(*runs) for runs in ([whole], [whole, cut], [cut, whole])] == [50.0, 5.0, 5.0]
+    assert offline_schedule(whole) is not None
+    assert offline_schedule(whole, cut) is None
+
+
+def test_many_tasks_of_as_many_needs_are_too_much_for_an_offline_schedule() -> None:
+    def work(count: int, needs: int) -> list[yardsticks.Work]:
+        return [yardsticks.Work(0.0, 1.0, GIB + n % needs, None) for n in range(count)]
+
+    assert yardsticks._steps(work(3000, 3000), 8) > yardsticks.MOST_STEPS
+    assert yardsticks._steps(work(20_000, 10), 8) < yardsticks.MOST_STEPS
 
 
 @pytest.mark.parametrize(
@@ -291,9 +309,21 @@ def test_a_regret_that_is_no_ratio_is_shown_in_seconds_and_a_missing_one_as_such
     }
     heat = figures.regrets(rows, "simulated")["data"][0]
     assert dict(zip(heat["y"], heat["text"], strict=True)) == {
-        "b": ["3.0 ×", "+0.25 s", "0 %", "0 %", "20 %"],
+        "b": ["200 %", "+0.25 s", "0 %", "0 %", "20 %"],
         "a": ["0 %", "0 %", "N/A", "10 %", "0 %"],
     }
+
+
+def test_who_is_most_often_best_is_told_and_seconds_over_a_best_of_0_count() -> None:
+    def told(**rows: dict[str, Any]) -> str:
+        title: str = figures.regrets(rows, "simulated")["layout"]["title"]["text"].replace("<br>", " ")
+        return title
+
+    good = {"wait_p50_regret": 0.0, "wait_p95_regret": 0.0, "p99_regret": 0.0, "energy_regret": 0.0}
+    idle = {**good, "wait_p50_regret": None, "wait_p50_s": 40.0, "wait_p95_regret": None, "wait_p95_s": 60.0}
+    assert told(a=row(10.0, **idle), b=row(13.0, **good)) == "Most often best: b, in 4 of 5 metrics"
+    assert told(a=row(10.0, **idle), b=row(10.0, **good)) == "Most often best: b, in 5 of 5 metrics"
+    assert told(a=row(10.0, **good), b=row(10.0, **good)) == "Every strategy does equally well"
 
 
 def test_energy_is_drawn_only_where_it_is_known() -> None:

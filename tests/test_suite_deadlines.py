@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import signal
 import threading
 from pathlib import Path
@@ -18,11 +19,12 @@ import pytest
 from conftest import result_cell, write_notebook
 from workers import wait_for
 
+from altlas_core import cli
 from altlas_core.backends.discover import discover
 from altlas_core.config import load_config
 from altlas_core.report import notebooks as nb
 from altlas_core.report import running
-from altlas_core.report.execute import Execution
+from altlas_core.report.execute import Execution, NotebookRun
 from altlas_core.report.outcome import ScenarioOutcome
 from altlas_core.report.progress import TerminalProgress
 from altlas_core.report.running import Deadlines, Runner, stopped_by_signals
@@ -85,6 +87,20 @@ def test_when_the_whole_deadline_is_over_the_rest_is_marked_not_run(tmp_path: Pa
             assert link.startswith("data:") or (outcome.folder / link).exists(), (page.name, link)
 
 
+@pytest.mark.notebooks
+def test_the_command_that_goes_on_runs_what_a_deadline_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tmp_path / "it's here"
+    write_notebook(base / "nb", 1, "quick", result_cell("quick"))
+    monkeypatch.setattr(nb, "notebooks_dir", lambda: base / "nb")
+    stopped = run(base, **{"run.deadline": 1e-6, "run.notebook_deadline": 1e-6})
+    assert [scenario.ran for scenario in stopped.scenarios] == [False]
+    (told,) = [note for note in stopped.notes if "altlas run --resume" in note]
+    command = shlex.split(told.partition(": altlas ")[2])
+    assert command == ["run", "--resume", str(stopped.folder)]
+    assert cli.main([*command, "--deadline", "1e-6"]) == 3  # one that is given counts
+    assert cli.main(command) == 0
+
+
 # --- the rules alone, without kernels ---------------------------------------------------------------------------------
 
 
@@ -101,7 +117,7 @@ class Fake:
         self.begun.set()
         if not self.at_once:
             self.killed.wait()
-        return Execution(1.0, self.why)
+        return Execution(1.0, self.why and f"cut off: {self.why}")
 
     def kill(self, why: str) -> None:
         self.why = self.why or why
@@ -116,7 +132,7 @@ def runner(runs: dict[str, Fake], deadlines: Deadlines = Deadlines(), jobs: int 
 def test_a_deadline_of_a_notebook_leaves_the_others_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = {"slow": Fake(), "quick": Fake(at_once=True), "slow too": Fake()}
     ended = list(runner(runs, Deadlines(notebook_s=0.02)).executions())
-    late = "did not end within 0.02 s (--notebook-deadline)"
+    late = "cut off: it did not end within 0.02 s (--notebook-deadline)"
     assert [(name, execution.error) for name, execution in ended] == [
         ("slow", late),
         ("quick", None),
@@ -144,6 +160,30 @@ def test_stop_ends_what_runs_and_begins_nothing_more() -> None:
         "two": Execution(0.0, "not run: the run was interrupted", ran=False),
     }
     assert not runs["two"].begun.is_set()
+
+
+def test_nothing_is_begun_where_the_stop_comes_while_papermill_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = {"one": Fake(), "two": Fake()}
+    suite = runner(runs, jobs=2)
+    monkeypatch.setattr(running, "prepare", suite.stop)
+    why = "not run: the run was interrupted"
+    assert dict(suite.executions()) == {name: Execution(0.0, why, ran=False) for name in runs}
+    assert (suite.interrupted, suite.cut_off) == (True, True)
+    assert not any(own.begun.is_set() for own in runs.values())
+
+
+def test_nothing_is_begun_where_the_deadline_is_over_once_papermill_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = {"one": Fake()}
+    suite = runner(runs, Deadlines(whole_s=1e-6))
+    monkeypatch.setattr(running, "prepare", lambda: wait_for(lambda: suite._patience_s() == 0))
+    assert [(name, execution.ran) for name, execution in suite.executions()] == [("one", False)]
+    assert (suite.interrupted, runs["one"].begun.is_set()) == (False, False)
+
+
+def test_a_notebook_that_is_killed_before_it_begins_is_not_run(tmp_path: Path) -> None:
+    own = NotebookRun(tmp_path / "any.ipynb", tmp_path / "out.ipynb", {})
+    own.kill("the run was interrupted")
+    assert own.execute() == Execution(0.0, "not run: the run was interrupted", ran=False)
 
 
 def test_a_stop_that_comes_after_the_end_changes_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from xml.etree import ElementTree
 import psutil
 import pytest
 from conftest import BAD, GOOD, result_cell, write_notebook
+from finished_runs import broke, scenario, write_run
 from workers import PATIENCE_S, wait_for
 
 from altlas_core import cli
@@ -172,6 +174,14 @@ class TestStoppedRun:
         assert "nothing is missing" in capsys.readouterr().err
         assert results(inside) == before
 
+    def test_a_copy_is_still_that_run_and_leaves_the_folder_around_it_alone(
+        self, stopped: tuple[int, str, str, list[int]], inside: Path, tmp_path: Path
+    ) -> None:
+        copy = shutil.copytree(folder(inside), tmp_path / "copy")
+        assert cli.main(["run", "--resume", str(copy)]) == 1
+        assert json.loads((copy / "results.json").read_text())["run_id"] == folder(inside).name
+        assert list(tmp_path.iterdir()) == [copy]
+
     @pytest.mark.parametrize("flag", [["--seed", "3"], ["quick"], ["--set", "seed=3"], ["--devices", "T4"]])
     def test_what_the_earlier_run_was_asked_cannot_be_changed(
         self, flag: list[str], stopped: object, inside: Path, capsys: pytest.CaptureFixture[str]
@@ -225,6 +235,54 @@ def test_a_run_that_cannot_be_gone_on_with_is_one_clear_line(
     err = capsys.readouterr().err
     assert said in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("started", "yesterday"),
+        ("started", 5),
+        ("settings", "x"),
+        ("scenarios", 7),
+        ("scenarios", [["a"]]),
+        ("scenarios", []),
+        ("facts", [1]),
+        ("inputs", None),
+        ("inputs", {"a": 1}),
+        ("resumed", [1]),
+        ("request.overrides", "zz"),
+        ("request.strategy", 1),
+    ],
+)
+def test_a_damaged_request_is_one_clear_line_that_names_the_place(
+    place: str, value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path, "20260101-000000-abcd", {"performance": scenario()})
+    saved = json.loads((run / "request.json").read_text())
+    section, _, key = place.rpartition(".")
+    (saved[section] if section else saved)[key] = value
+    (run / "request.json").write_text(json.dumps(saved))
+    assert cli.main(["run", "--resume", str(run)]) == 2
+    err = capsys.readouterr().err
+    assert "request.json cannot be used" in err
+    assert "run it anew" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("damaged", [None, 5, [], {}, {"checks": [], "wall_s": None}, {"checks": [1], "wall_s": 1.0}])
+def test_what_cannot_be_read_in_the_results_is_absent(damaged: Any, tmp_path: Path) -> None:
+    odd = [{**scenario(), "wall_s": wall_s} for wall_s in ("x", None, -1.0, float("nan"), True)]
+    named = {f"odd {number}": entry for number, entry in enumerate(odd)}
+    whole = {"good": scenario(), "broke": scenario([broke()]), "damaged": scenario(), **named}
+    run = write_run(tmp_path, "20260101-000000-abcd", whole)
+    assert resume.wall_s(run) == 3.0
+    results = json.loads((run / "results.json").read_text())
+    results["scenarios"]["damaged"] = damaged
+    (run / "results.json").write_text(json.dumps({**results, "wall_s": damaged}))
+    assert resume.ended_whole(run) == {"good": 1.0}
+    assert resume.wall_s(run) == (damaged if damaged == 5 else 0.0)
+    (run / "results.json").write_text(json.dumps({"scenarios": damaged}))
+    assert resume.ended_whole(run) == {}
 
 
 def test_a_run_is_found_by_folder_id_and_beginning(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -197,3 +198,9 @@ def test_what_is_not_there_or_no_file_is_told(tmp_path: Path, name: str) -> None
 def test_the_example_is_what_its_script_draws() -> None:
     assert EXAMPLE.read_text() == mixed_jobs.csv_text()
     assert len(Workload.from_file(EXAMPLE)) == 120
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(WorkloadError, match="is no regular file"):
+        Workload.from_file(tmp_path / "pipe.csv")

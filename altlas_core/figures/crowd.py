@@ -27,8 +27,10 @@ from altlas_core.figures.style import (
     source,
     spans,
 )
+from altlas_core.figures.waiting import with_waiting
 from altlas_core.model import Attempt
 from altlas_core.result import Result
+from altlas_core.words import seconds_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +66,11 @@ class Grid:
 
 
 def crowd(
-    result: Result, attempts: Sequence[Attempt], phases: Sequence[tuple[float, str]] = (), until_s: float | None = None
+    result: Result,
+    attempts: Sequence[Attempt],
+    phases: Sequence[tuple[float, str]] = (),
+    until_s: float | None = None,
+    subject: str = "",
 ) -> Figure:
     """Share of busy slots by GPUs and time; every attempt that did not finish, and every lost GPU, is a mark on it."""
     end_s = max((a.ended_s for a in attempts if a.ended_s is not None), default=result.virtual_s)
@@ -78,11 +84,11 @@ def crowd(
     parts, notes = spans(phases)
     mean = 100 * float(busy.sum()) / (float(slots.sum()) * MOST_POINTS)
     used = plural(grid.rows, "row") + f" of {grid.per_row}" if grid.per_row > 1 else "a row each"
-    return figure(
+    made = figure(
         [_running(busy.sum(axis=0), grid), _map(share, grid), *marks, *lost],
-        finding(result, attempts, end_s) + f"; slots were busy {mean:.3g} % of the time",
+        finding(result, attempts, end_s, subject) + f"; slots were busy {mean:.3g} % of the time",
         f"{plural(grid.gpus, device_word(result.backend))} in {used}, {plural(len(attempts), 'attempt')} in "
-        f"{MOST_POINTS} bins of {number(grid.bin_s, 3)} s: mean share of busy slots, and above it running tasks; "
+        f"{MOST_POINTS} bins of {seconds_text(grid.bin_s, 3)}: mean share of busy slots, and above it running tasks; "
         f"attempts that did not finish are marked{merged}; {source(result.provenance)}",
         run_axis(end_s) | {"anchor": "y"},
         axis(
@@ -101,6 +107,7 @@ def crowd(
         shapes=parts,
         annotations=notes,
     )
+    return with_waiting(made, result)
 
 
 def _slots(result: Result, grid: Grid) -> Floats:

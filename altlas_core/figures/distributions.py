@@ -12,12 +12,12 @@ from altlas_core.figures.style import (
     figure,
     number,
     numbers,
-    seconds_text,
     series_colour,
     source,
     words,
 )
 from altlas_core.model import PRIORITIES
+from altlas_core.words import seconds_text
 
 MOST_STEPS: Final = 200  # of one curve
 

@@ -8,8 +8,7 @@ from typing import Any, Final
 from altlas_core.figures.style import BLUE, GREY, MANY_GPUS, Figure, axis, figure, number, numbers, words
 from altlas_core.model import GIB
 from altlas_core.result import Result
-
-_MIB_BELOW_GIB: Final = 0.1  # where nothing is larger, MiB are easier to read
+from altlas_core.words import memory_unit
 
 
 def memory_use(
@@ -19,8 +18,8 @@ def memory_use(
     share = max(
         (100 * used / reserved for used, reserved in zip(used_gib, reserved_gib, strict=True) if reserved), default=0.0
     )
-    small = max([*reserved_gib, *used_gib], default=0.0) < _MIB_BELOW_GIB
-    unit, factor = ("MiB", 1024.0) if small else ("GiB", 1.0)
+    unit, of_unit = memory_unit(max([*reserved_gib, *used_gib], default=0.0) * GIB)
+    factor = GIB / of_unit
     bars = [
         {
             "type": "bar",

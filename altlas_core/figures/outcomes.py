@@ -23,8 +23,8 @@ def outcome_of(attempt: Attempt) -> str:
     return attempt.outcome
 
 
-def finding(result: Result, attempts: Sequence[Attempt], end_s: float) -> str:
-    """A title: how many tasks on how many devices, how long, and how their attempts ended."""
+def finding(result: Result, attempts: Sequence[Attempt], end_s: float, subject: str = "") -> str:
+    """A title: the subject, how many tasks on how many devices, how long, and how their attempts ended."""
     if not attempts:
         return "No task ever started"
     counts = Counter(outcome_of(attempt) for attempt in attempts)
@@ -33,7 +33,8 @@ def finding(result: Result, attempts: Sequence[Attempt], end_s: float) -> str:
     gpus = len({attempt.gpu_id for attempt in attempts})
     what = device_word(result.backend)
     where = f"{gpus:,} of {len(result.devices):,} {what}s" if len(result.devices) > 1 else f"one {what}"
-    text = f"{plural(tasks, 'task')} on {where} in {seconds_text(end_s)}"
+    said = f"{subject}: " if subject else ""
+    text = f"{said}{plural(tasks, 'task')} on {where} in {seconds_text(end_s)}"
     if not odd:
         return f"{text}, all finished"
     return f"{text}; attempts: {', '.join(odd)}, {counts['finished']:,} finished"

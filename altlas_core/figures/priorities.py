@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from altlas_core.figures.style import Figure, axis, figure, number, numbers, series_colour, source
+from altlas_core.words import seconds_text
 
 MOST_STEPS: Final = 200  # of one distribution's curve
 
@@ -25,7 +26,7 @@ def latency_by_priority(seconds: Mapping[str, Sequence[float]], provenance: str)
                 "x": numbers([ordered[0], *(ordered[rank] for rank in ranks)]),
                 "y": numbers([0.0, *(100 * (rank + 1) / len(ordered) for rank in ranks)], 4),
                 "line": {"color": series_colour(name, position), "width": 2.5, "shape": "hv"},
-                "hovertemplate": f"{name} priority<br>%{{y:.3g}} % within %{{x:.4g}} s<extra></extra>",
+                "hovertemplate": f"{name} priority<br>%{{y:.3~g}} % within %{{x:,.4~r}} s<extra></extra>",
             }
         )
     longest = max((ordered[-1] for ordered in known.values()), default=1.0)
@@ -43,5 +44,6 @@ def latency_by_priority(seconds: Mapping[str, Sequence[float]], provenance: str)
 def _finding(known: Mapping[str, Sequence[float]]) -> str:
     if not known:
         return "No task completed"
-    parts = [f"{ordered[-(-95 * len(ordered) // 100) - 1]:.3g} s ({name})" for name, ordered in known.items()]
+    late = {name: ordered[-(-95 * len(ordered) // 100) - 1] for name, ordered in known.items()}
+    parts = [f"{seconds_text(value, 3)} ({name})" for name, value in late.items()]
     return f"19 of 20 tasks end within {', '.join(parts)} of their submission"

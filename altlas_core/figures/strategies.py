@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from altlas_core.figures.style import (
-    BLUE,
-    GREEN,
     GREY,
     INK,
+    PERCENTILES,
     Figure,
     axis,
     figure,
@@ -119,7 +118,11 @@ def _percent(share: float) -> str:
 
 def strategy_waits(rows: Rows, provenance: str) -> Figure:
     """Median and p95 of waiting, p99 of latency, by strategy."""
-    shown = (("wait_p50_s", "wait, median", BLUE), ("wait_p95_s", "wait, p95", GREEN), ("p99_s", "latency, p99", GREY))
+    shown = (
+        ("wait_p50_s", "wait, median", PERCENTILES[50][0]),
+        ("wait_p95_s", "wait, p95", PERCENTILES[95][0]),
+        ("p99_s", "latency, p99", PERCENTILES[99][0]),
+    )
     names = list(rows)
     traces = [
         {
@@ -178,11 +181,9 @@ def regrets(rows: Rows, provenance: str) -> Figure:
         "colorscale": TONES,
         "hovertemplate": "%{y}, %{x}: %{text}<extra></extra>",
     }
-    best = min(rows, key=lambda name: sum(rows[name].get(metric) or 0.0 for metric in metrics))
-    wins = sum(rows[best].get(metric) is not None and rows[best][metric] < EQUAL for metric in metrics)
     return figure(
         [heat],
-        f"Least regret in all: {words(best)}, best in {wins} of {len(metrics)} metrics",
+        _most_often_best(rows, metrics),
         f"Regret: value / best found - 1, in seconds where the best is 0; {source(provenance)}",
         axis("", showgrid=False, type="category"),
         axis("", showgrid=False, type="category"),
@@ -191,18 +192,35 @@ def regrets(rows: Rows, provenance: str) -> Figure:
     )
 
 
+def _most_often_best(rows: Rows, metrics: list[str]) -> str:
+    """Who is best in most metrics; of equals, who has the least regret in all."""
+    far = {
+        name: [share for metric in metrics if (share := _far(row, metric)) is not None] for name, row in rows.items()
+    }
+    wins = {name: sum(share < EQUAL for share in shares) for name, shares in far.items()}
+    if all(count == len(metrics) for count in wins.values()):
+        return "Every strategy does equally well"
+    best = min(rows, key=lambda name: (-wins[name], sum(far[name])))
+    return f"Most often best: {words(best)}, in {wins[best]} of {len(metrics)} metrics"
+
+
 def _regret(row: Mapping[str, Any], name: str) -> str:
-    """In percent; as a quotient where it is large; in seconds where the best found is 0."""
+    """In percent; in seconds where the best found is 0."""
     share, value = row.get(name), row.get(_SHOWN[name][0])
     if share is None:
         return "N/A" if value is None else f"+{value:.2g} s"
-    return _percent(share) if share < FULL_COLOUR else f"{1 + share:.1f} ×"
+    return _percent(share) if share < FULL_COLOUR else f"{100 * share:,.0f} %"
+
+
+def _far(row: Mapping[str, Any], name: str) -> float | None:
+    """The regret. Where the best found is 0, the seconds over it count as such; None where there is no value."""
+    share = row.get(name)
+    return share if share is not None else row.get(_SHOWN[name][0])
 
 
 def _tone(row: Mapping[str, Any], name: str) -> float | None:
-    """Where in TONES. Where the best found is 0, the seconds over it count as the regret."""
-    share, value = row.get(name), row.get(_SHOWN[name][0])
-    far = share if share is not None else value
+    """Where in TONES."""
+    far = _far(row, name)
     return -FULL_COLOUR if far is None else number(min(far, FULL_COLOUR), 3)
 
 

@@ -28,6 +28,7 @@ from altlas_core.figures.style import (
 )
 from altlas_core.model import GIB
 from altlas_core.result import Result
+from altlas_core.words import memory_text, memory_unit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +59,11 @@ def readings(result: Result, column: str, phases: Sequence[tuple[float, str]] = 
     what, unit, factor = READINGS[column]
     sampled = result.sampled
     gpus = len(result.devices)
-    values = np.frombuffer(getattr(sampled, column), dtype=np.float64).reshape(-1, gpus).T * factor
+    values = np.frombuffer(getattr(sampled, column), dtype=np.float64).reshape(-1, gpus).T
+    if column == "memory_used_bytes":
+        unit, of_unit = memory_unit(float(np.nan_to_num(values).max(initial=0.0)))
+        factor = 1.0 / of_unit
+    values = values * factor
     times = np.frombuffer(sampled.queue_time_s, dtype=np.float64)
     finding = _finding(what, unit, values, device_word(result.backend))
     samples = len(times)
@@ -70,7 +75,7 @@ def readings(result: Result, column: str, phases: Sequence[tuple[float, str]] = 
     else:
         traces = [_line(gpu_ids, times, values, unit, SHAPES[column]) for gpu_ids in _alike(values)]
     top: dict[str, Any] = {"range": [-2, 104]} if column == "utilization_pct" else {"rangemode": "tozero"}
-    limit = _limit(result, column)
+    limit = _limit(result, column, factor)
     drawn = values[np.isfinite(values)]
     shapes, notes = spans(phases)
     if limit is not None and len(drawn) and float(drawn.max()) > 0.5 * limit[0]:
@@ -118,18 +123,18 @@ def _finding(what: str, unit: str, values: Floats, device: str) -> str:
 
 def _number(value: float) -> str:
     """Three digits, but whole numbers whole."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _limit(result: Result, column: str) -> tuple[float, str] | None:
-    """The line that a reading of equal GPUs is not to pass, where there is one."""
+def _limit(result: Result, column: str, factor: float) -> tuple[float, str] | None:
+    """The line that a reading of equal GPUs is not to pass, times `factor`, and its name, where there is one."""
     if column == "temperature_c":
         most = result.settings.gpu.detection.max_temperature
         return most, f"max_temperature {most:g} °C"
     offered = {device.capacity_bytes for device in result.pool}
     if column == "memory_used_bytes" and len(offered) == 1:
-        size = offered.pop() / GIB
-        return size, f"offered to tasks: {size:.3g} GiB"
+        size = offered.pop()
+        return size * factor, f"offered to tasks: {memory_text(size)}"
     limits = {spec.power_limit_w for spec in result.devices}
     if column == "power_w" and len(limits) == 1 and None not in limits:
         watts = float(limits.pop() or 0.0)

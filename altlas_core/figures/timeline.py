@@ -26,8 +26,10 @@ from altlas_core.figures.style import (
     source,
     spans,
 )
-from altlas_core.model import GIB, Attempt
+from altlas_core.figures.waiting import with_waiting
+from altlas_core.model import Attempt
 from altlas_core.result import Result
+from altlas_core.words import memory_text
 
 MOST_BARS: Final = 2500
 LANE_PX, LEAST_LANE_PX, MOST_PX = 9, 3, 620  # a lane's height; all lanes together where they get lower
@@ -42,21 +44,23 @@ def timeline(
     phases: Sequence[tuple[float, str]] = (),
     label: Callable[[Attempt], str] | None = None,
     until_s: float | None = None,
+    subject: str = "",
 ) -> Figure:
     """A bar per attempt, coloured by how it ended, stacked by the slot it held.
 
     phases: (start in seconds, name) of parts of the run. label: the text on a bar; None = the task's number, where
-    there are few. until_s: only attempts that started before. Too many lanes or attempts become a map: see crowd.
+    there are few. until_s: only attempts that started before. subject: what the title is to name first. Too many
+    lanes or attempts become a map: see crowd.
     """
     shown = [a for a in result.log.attempts() if until_s is None or a.started_s < until_s]
     if len(shown) > MOST_BARS:
-        return crowd(result, shown, phases, until_s)
+        return crowd(result, shown, phases, until_s, subject)
     lanes = lanes_of(shown)
     used: dict[int, int] = {}
     for (gpu_id, _), lane in lanes.items():
         used[gpu_id] = max(used.get(gpu_id, 0), lane + 1)
     if sum(used.values()) + len(used) > MOST_LANES or (not shown and len(result.devices) > MOST_LANES):
-        return crowd(result, shown, phases, until_s)
+        return crowd(result, shown, phases, until_s, subject)
     end_s = max((a.ended_s for a in shown if a.ended_s is not None), default=result.virtual_s)
     idle = len(result.devices) - len(used)
     hidden = idle if 2 * idle >= len(result.devices) and used else 0
@@ -91,9 +95,9 @@ def timeline(
         }
         for base in bases[1:]
     ]
-    return figure(
+    made = figure(
         [*traces, *lost_marks(result, middles, until_s)],
-        finding(result, shown, end_s),
+        finding(result, shown, end_s, subject),
         "Tasks per GPU and slot"
         + (f", {plural(hidden, 'idle ' + device_word(result.backend))} left out" if hidden else "")
         + f"; {source(result.provenance)}",
@@ -109,6 +113,7 @@ def timeline(
         annotations=notes,
         uniformtext={"mode": "hide", "minsize": 9},
     )
+    return with_waiting(made, result)
 
 
 def lanes_of(attempts: Sequence[Attempt]) -> dict[tuple[int, tuple[int, int]], int]:
@@ -193,7 +198,7 @@ def _told(attempts: Sequence[Attempt]) -> tuple[list[list[str]], str]:
     """What else there is to say of each, for customdata, and the template of it: in it where it is the same for all."""
     told = [
         f"{f', attempt {a.number}' if a.task.attempts > 1 else ''}: {a.task.spec.kind}, {a.task.spec.priority}, "
-        f"{a.reserved_bytes / GIB:.3g} GiB"
+        f"{memory_text(a.reserved_bytes)}"
         for a in attempts
     ]
     return ([[]] * len(told), told[0]) if len(set(told)) == 1 else ([[text] for text in told], "%{customdata[3]}")

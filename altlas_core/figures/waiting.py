@@ -20,13 +20,13 @@ from altlas_core.figures.style import (
     plural,
     run_axis,
     run_name,
-    seconds_text,
     shades,
     source,
     spans,
 )
 from altlas_core.model import COMPLETED, PRIORITY_NAMES, Task
 from altlas_core.result import Result
+from altlas_core.words import seconds_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 MOST_MARKS: Final = 1500  # above: how many tasks lie where, instead of a mark each
 MOST_STEPS: Final = 2 * MOST_POINTS  # of the queue's depth
+FEW_STEPS: Final = 60  # of it beside another figure
 CELLS: Final = (100, 40)  # of such a density: over time, over seconds waited
 BINS: Final = 60  # of time, for percentiles
 FEWEST_IN_ALL: Final = 100  # tasks; below, percentiles over time say nothing
@@ -189,7 +190,7 @@ def _density(at_s: Floats, seconds: Floats, what: str) -> tuple[dict[str, Any], 
         "hoverongaps": False,
         "hovertemplate": f"%{{customdata}} tasks {what} about %{{y:.3~g}} s, at about %{{x:.4~g}} s<extra></extra>",
     }, (
-        f"; {len(at_s):,} tasks, counted in cells of {number(width, 2)} s by {number(height, 2)} s "
+        f"; {len(at_s):,} tasks, counted in cells of {seconds_text(width, 2)} by {seconds_text(height, 2)} "
         "(darker: more, by powers of ten)"
     )
 
@@ -283,15 +284,27 @@ def waiting_tasks(result: Result) -> tuple[Floats, npt.NDArray[np.int64]]:
     return instants[changed], depths[changed]
 
 
-def _highest(times: Floats, depths: npt.NDArray[np.int64]) -> tuple[Floats, npt.NDArray[np.int64], str]:
-    """At most MOST_STEPS steps: the most of each, so that no peak is lost; and words that say so."""
+def with_waiting(made: Figure, result: Result) -> Figure:
+    """The figure with the queue's depth in a few steps beside it: a page may tell a run's time without a figure of it.
+
+    "most": each step is the highest of several.
+    """
+    times, depths, thinned = _highest(*waiting_tasks(result), FEW_STEPS)
+    made["layout"]["meta"]["waiting"] = {"x": numbers(times), "y": depths.tolist(), "most": bool(thinned)}
+    return made
+
+
+def _highest(
+    times: Floats, depths: npt.NDArray[np.int64], most: int = MOST_STEPS
+) -> tuple[Floats, npt.NDArray[np.int64], str]:
+    """At most so many steps: the highest of each, so that no peak is lost; and words that say so."""
     import numpy as np
 
-    if len(times) <= MOST_STEPS:
+    if len(times) <= most:
         return times, depths, ""
-    edges = np.linspace(0.0, float(times[-1]), MOST_STEPS + 1)
+    edges = np.linspace(0.0, float(times[-1]), most + 1)
     at_edges = depths[np.searchsorted(times, edges, "right") - 1]
     every, values = np.append(edges[:-1], times), np.append(at_edges[:-1], depths)
     order = np.argsort(every, kind="stable")
-    most = np.maximum.reduceat(values[order], np.searchsorted(every[order], edges[:-1]))
-    return edges, np.append(most, at_edges[-1]), f", the most in each of {MOST_STEPS} steps of {number(edges[1], 2)} s"
+    highest = np.maximum.reduceat(values[order], np.searchsorted(every[order], edges[:-1]))
+    return edges, np.append(highest, at_edges[-1]), f", the most in each of {most} steps of {seconds_text(edges[1], 2)}"

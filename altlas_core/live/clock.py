@@ -73,10 +73,17 @@ class SteeredClock:
             self._go(0.0)
 
     def step(self) -> None:
-        """Jump over the waiting, from one instant to the next, until `pause`."""
+        """Jump over the waiting, from one instant to the next, until `stepped`."""
         with self._lock:
             self._stepping = True
             self._go(math.inf)
+
+    def stepped(self) -> None:
+        """Stand if a step is under way; whoever has let the clock run or stand meanwhile has the last word."""
+        with self._lock:
+            if self._stepping:
+                self._stepping = False
+                self._go(0.0)
 
     def set_pace(self, pace: float | None) -> None:
         with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Collection
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from altlas_core.distributor import Distributor
 from altlas_core.drivers.clock import Clock, MonotonicClock
@@ -21,6 +21,7 @@ from altlas_core.live.snapshot import State
 from altlas_core.live.watch import LiveLog, Watch
 from altlas_core.model import Device
 from altlas_core.result import Result
+from altlas_core.rules import RefusedError, whole
 from altlas_core.telemetry import Telemetry
 
 HEAT_C: Final = 15.0  # over the limit, for a GPU that is made to overheat
@@ -89,7 +90,7 @@ class LiveRun:
             log=self._log,
         )
         for fault in ready.faults:
-            self._driver.post_at(fault.time_s, RANK_DEVICE, self._backend.inject, fault)
+            self._driver.post_at(fault.time_s, RANK_DEVICE, self._inject, fault)
         self._arrivals = Arrivals(tasks_of(ready, mixed), strategy, factor, self._driver.post_at)
         self._arrivals.begin()
         self._thread: threading.Thread | None = None
@@ -143,9 +144,9 @@ class LiveRun:
             self.over.set()
         self._driver.stop()
 
-    def join(self) -> None:
+    def join(self, timeout_s: float) -> None:
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(timeout_s)
 
     def set_strategy(self, name: str) -> None:
         self._arrivals.strategy = name
@@ -171,10 +172,10 @@ class LiveRun:
             if not able:
                 raise DeviceError(f"{kind}: there is no GPU to do it to; GPU 0 {self._why_not(kind, devices[0])}")
             gpu_id = max(able, key=lambda device: (device.running, -device.gpu_id)).gpu_id
-        elif not 0 <= gpu_id < len(devices):
-            raise DeviceError(f"{kind}: GPU {gpu_id} is not there; allowed: from 0 to {len(devices) - 1}")
-        elif why_not := self._why_not(kind, devices[gpu_id]):
-            raise DeviceError(f"{kind}: GPU {gpu_id} {why_not}")
+        else:
+            gpu_id = _checked_id(kind, gpu_id, len(devices))
+            if why_not := self._why_not(kind, devices[gpu_id]):
+                raise DeviceError(f"{kind}: GPU {gpu_id} {why_not}")
         if kind == "overheat":
             self._hot.add(gpu_id)
         elif kind == "cool_down":
@@ -193,12 +194,18 @@ class LiveRun:
         """On the driver's thread. What only readings tell is read at once, not at the next health check."""
         kind, gpu_id = what
         if kind not in ("overheat", "cool_down"):
-            return self._backend.inject(now, Fault(now, gpu_id, kind))
+            return self._inject(now, Fault(now, gpu_id, kind))
         limit_c = self.ready.settings.gpu.detection.max_temperature
         value_c = min(200.0, limit_c + HEAT_C) if kind == "overheat" else COOL_C
         self._backend.inject(now, Fault(now, gpu_id, "overheat", value=value_c))
         sample = self._backend.sample(now, gpu_id)
         return None if sample is None else DeviceSampled(gpu_id, sample)
+
+    def _inject(self, now: float, fault: Fault) -> Fact | None:
+        """On the driver's thread. A hang is no fact of the log, so it is told here."""
+        if fault.kind == "hang_task" and self.distributor.pool.devices[fault.gpu_id].running:
+            self.watch.note(now, f"GPU {fault.gpu_id}: what started last there makes no more progress")
+        return self._backend.inject(now, fault)
 
     # --- its thread -----------------------------------------------------------------------------------------------
 
@@ -217,7 +224,7 @@ class LiveRun:
             )
         except AltlasError as error:
             self.error = str(error)
-        except Exception as error:  # a fault of ours, or of a strategy of the user's: to be shown, not lost
+        except BaseException as error:  # a fault of ours, or of a strategy of the user's: to be shown, not lost
             self.error = f"{type(error).__name__}: {error}"
         finally:
             self.over.set()
@@ -225,4 +232,12 @@ class LiveRun:
     def _looked(self, now: float) -> None:
         self.watch.look(now)
         if self.clock and self.clock.stepping and len(self._log.entries) > self._seen:
-            self.clock.pause()
+            self.clock.stepped()
+
+
+def _checked_id(kind: str, gpu_id: Any, count: int) -> int:
+    try:
+        checked: int = whole(0, count - 1)(gpu_id)
+    except RefusedError as problem:
+        raise DeviceError(f"{kind}: GPU {problem}") from None
+    return checked

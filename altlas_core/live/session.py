@@ -17,10 +17,11 @@ from altlas_core.live.snapshot import Snapshot
 from altlas_core.live.watch import gpu_views
 from altlas_core.model import CANCELLED, COMPLETED, FAILED, DeviceSpec
 from altlas_core.result import Result
-from altlas_core.rules import Number, RefusedError, Rule
+from altlas_core.rules import Number, RefusedError, Rule, shown
 from altlas_core.strategies import USER_STRATEGIES, check_strategy
 from altlas_core.workloads import Workload
 
+CLOSE_S: Final = 5.0  # real: how long `close` waits for a thread
 _PACE: Final = Number(0, 1e6, above=True, unit="simulated seconds a second", optional=True)
 _RATE: Final = Number(0.1, 100.0)
 
@@ -119,19 +120,19 @@ class LiveSession:
 
         Returns the GPU. Raises DeviceError where it makes no sense, StateError where nothing runs.
         """
-        if kind not in BREAKS:
+        if not isinstance(kind, str) or kind not in BREAKS:
             allowed = ", ".join(BREAKS)
-            raise DeviceError(f"'{kind}' cannot be done to a GPU; allowed: {allowed}.{nearest(str(kind), BREAKS)}")
+            raise DeviceError(f"{shown(kind)} cannot be done to a GPU; allowed: {allowed}.{nearest(str(kind), BREAKS)}")
         with self._lock:
             if self._run.state not in ("running", "paused"):
                 raise StateError(f"{kind}: the run is {self._run.state}; allowed while it runs or is paused")
             return self._run.inject(kind, gpu_id)
 
-    def rebuild(self, devices: Sequence[str] | None = None, slots: int | None = None) -> None:
+    def rebuild(self, devices: str | Sequence[str] | None = None, slots: int | None = None) -> None:
         """Another machine: the run ends, and a fresh one is ready; workload, seed, pace, strategy and rate stay."""
         changes: dict[str, Any] = {}
         if devices is not None:
-            changes |= {"gpu.devices": list(devices), "gpu.backend": "auto"}
+            changes |= {"gpu.devices": [devices] if isinstance(devices, str) else devices, "gpu.backend": "auto"}
         if slots is not None:
             changes["gpu.workload.max_concurrent_tasks_per_gpu"] = slots
         with self._lock:
@@ -144,14 +145,18 @@ class LiveSession:
             self._old = [run for run in [*self._old, old] if not run.over.is_set()]
 
     def close(self) -> None:
-        """End the run, its thread and its workers, and wait until they have ended. May be called twice."""
+        """End the run, its thread and its workers, and wait until they have ended. May be called twice.
+
+        A thread that has not ended after CLOSE_S, as where a strategy of the user's never returns or a worker is still
+        coming up, is left behind: it ends by itself after that, and does not hold up the end of the process.
+        """
         with self._lock:
             self._closed = True
             runs = [*self._old, self._run]
             for run in runs:
                 run.stop()
         for run in runs:
-            run.join()
+            run.join(CLOSE_S)
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the run is over; whether it is."""

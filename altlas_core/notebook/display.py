@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FIGURE_MIME: Final = "application/vnd.plotly.v1+json"
+# No button offers to upload a figure.
+STAYS_HERE: Final = {"displaylogo": False, "showSendToCloud": False, "plotlyServerURL": ""}
 MOST_ROWS: Final = 24
 
 
 def show(figure: Mapping[str, Any]) -> None:
     """Show a figure of altlas_core.figures: JupyterLab and the reports draw it with plotly.js."""
     title = str(figure["layout"]["title"]["text"]).replace("<br>", " ")
-    display({FIGURE_MIME: dict(figure), "text/plain": f"Figure: {title}"})
+    display({FIGURE_MIME: {**figure, "config": STAYS_HERE}, "text/plain": f"Figure: {title}"})
 
 
 def show_table(frame: pd.DataFrame, most_rows: int = MOST_ROWS) -> None:

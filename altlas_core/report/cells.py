@@ -19,7 +19,8 @@ WIDGET_MIME: Final = "application/vnd.jupyter.widget-view+json"
 LEFT_OUT_TAG: Final = "no-report"  # a cell that only makes sense in the notebook
 _PAPERMILL_MARKER: Final = "papermill-error-cell-tag"
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_HEADING = re.compile(r"<h2>(.*?)</h2>", re.DOTALL)
+_HEADING = re.compile(r"<h([1-6])>(.*?)</h\1>", re.DOTALL)
+_PART: Final = 2  # the level of a part in a notebook
 _TAG = re.compile(r"<[^>]*>")
 DEFAULT_FIGURE_HEIGHT_PX: Final = 380
 
@@ -89,14 +90,21 @@ def read_story(notebook: Mapping[str, Any], fallback_title: str) -> Story:
 
 
 def _named(blocks: Sequence[Block]) -> tuple[tuple[Block, ...], tuple[Link, ...]]:
-    """The blocks with an id at every figure and every heading of a part, and the headings."""
+    """The blocks with an id at every figure and every heading of a part, and the headings.
+
+    The page has a heading over the whole notebook, so that those in it stand a level lower.
+    """
     found: list[Block] = []
     parts: list[Link] = []
     figures = count(1)
 
     def name(heading: re.Match[str]) -> str:
-        parts.append(Link(f"part-{len(parts) + 1}", unescape(_TAG.sub("", heading[1])).strip()))
-        return f'<h2 id="{parts[-1].anchor}">{heading[1]}</h2>'
+        level = max(_PART, int(heading[1]))
+        tag = f"h{min(level + 1, 6)}"
+        if level > _PART:
+            return f"<{tag}>{heading[2]}</{tag}>"
+        parts.append(Link(f"part-{len(parts) + 1}", unescape(_TAG.sub("", heading[2])).strip()))
+        return f'<{tag} id="{parts[-1].anchor}">{heading[2]}</{tag}>'
 
     for block in blocks:
         if block.kind == "markdown":

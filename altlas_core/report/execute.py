@@ -42,6 +42,8 @@ class NotebookRun:
 
     def execute(self) -> Execution:
         """Run the notebook and save it, whole or as far as it came. Never raises for what the notebook did."""
+        if self._killed_for is not None:
+            return Execution(0.0, f"not run: {self._killed_for}", ran=False)
         import papermill
 
         started = time.perf_counter()
@@ -62,20 +64,23 @@ class NotebookRun:
                     **_hooks(self._on_cell),
                 )
         except papermill.exceptions.PapermillExecutionError as raised:
-            error = self._killed_for or _one_line(f"{raised.ename}: {raised.evalue}")
+            error = self._cut_off() or _one_line(f"{raised.ename}: {raised.evalue}")
         except Exception as raised:
             told = _one_line(f"the kernel did not survive the run ({type(raised).__name__}: {raised})")
-            error = self._killed_for or told
+            error = self._cut_off() or told
         finally:
             shutil.rmtree(sockets, ignore_errors=True)
         return Execution(time.perf_counter() - started, error)
 
     def kill(self, why: str) -> None:
-        """End the kernel and by that its workers, whatever they do; `execute` returns soon, with `why` as its error."""
+        """End the kernel and by that its workers, whatever they do; `execute` returns soon and tells `why`."""
         with self._lock:
             self._killed_for = self._killed_for or why
             if self._group is not None:
                 _kill_group(self._group)
+
+    def _cut_off(self) -> str | None:
+        return None if self._killed_for is None else f"cut off: {self._killed_for}"
 
     def kernel_started(self, process_id: int) -> None:
         """The kernel manager says so. One that was killed meanwhile ends at once."""

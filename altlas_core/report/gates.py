@@ -132,6 +132,9 @@ def _check(gate: Gate, outcome: ScenarioOutcome) -> CheckResult:
     if summary and summary["mean"] is not None:
         value = float(summary["mean"])
         of = f" (mean of {summary['n']} runs, {number(summary['min'])} to {number(summary['max'])})"
+        if summary["n"] < (outcome.repeats or {})["count"]:
+            missing = f"{gate.metric} = N/A in {(outcome.repeats or {})['count'] - summary['n']} runs{of}"
+            return CheckResult(f"{NAMED}{gate.rule}", False, gate.wanted, missing, NOTHING_TO_JUDGE)
     if value is None or not math.isfinite(value):
         observed = f"{gate.metric} = N/A" if metrics[gate.metric] is None else f"{gate.metric} is no number"
         return CheckResult(f"{NAMED}{gate.rule}", False, gate.wanted, observed, NOTHING_TO_JUDGE)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from altlas_core.model import GIB
 from altlas_core.report.environment import flat
+from altlas_core.words import memory_unit
 
 _UNITS: Final = {  # longest endings first: the first that fits is taken
     "_tasks_per_s": "tasks/s",
@@ -29,20 +29,23 @@ _UNITS: Final = {  # longest endings first: the first that fits is taken
     "_w": "W",
     "_j": "J",
 }
+_ENERGIES: Final = ((1e6, "MJ"), (1e3, "kJ"))
+_MANY: Final = 10  # of a larger unit: it is taken
 _WORDS: Final = {"gpu": "GPU", "gpus": "GPUs", "cpu": "CPU", "id": "ID", "ids": "IDs", "nvml": "NVML", "sm": "SM"}
+_OF_WHAT: Final = {f"p{percent}": f"latency p{percent}" for percent in (50, 95, 99)}  # metrics so named are latencies
 MISSING: Final = "N/A"
 _NO_SPREAD: Final = 1e-9  # of the value: less is rounding
 
 
 def humanize(name: str) -> str:
-    """ "p99_wait_s" -> "P99 wait", "by_strategy.round_robin" -> "By strategy · round robin"."""
+    """ "p99_wait_s" -> "P99 wait", "p99" -> "Latency p99", "by_strategy.round_robin" -> "By strategy · round robin"."""
     parts = [_words(part) for part in name.split(".")]
     text = " · ".join(parts)
     return text[:1].upper() + text[1:]
 
 
 def _words(part: str) -> str:
-    return " ".join(_WORDS.get(word, word) for word in part.split("_") if word)
+    return _OF_WHAT.get(part) or " ".join(_WORDS.get(word, word) for word in part.split("_") if word)
 
 
 class Tile(NamedTuple):
@@ -69,7 +72,7 @@ def _tile(name: str, value: Any, summary: Mapping[str, Any] | None) -> Tile:
         return Tile(*row(name, value))
     if summary["n"] > 1 and summary["min"] == summary["max"]:
         return Tile(*row(name, value), f"the same in {summary['n']} runs")
-    scale, unit, stem = _unit(name)
+    scale, unit, stem = _unit(name, summary["mean"])
     low, high = summary["ci95_low"], summary["ci95_high"]
     text = number(summary["mean"] * scale)
     suffix = _suffix(unit).replace(" ", "\u00a0")
@@ -95,7 +98,7 @@ def plus_minus(value: float, half_width: float) -> str:
 
 def row(name: str, value: Any) -> tuple[str, str]:
     """Label and value of one metric, with the unit that its name ends in."""
-    scale, unit, stem = _unit(name)
+    scale, unit, stem = _unit(name, value)
     if value is None or (_is_number(value) and not math.isfinite(value)):
         return humanize(stem), MISSING
     if not _is_number(value):
@@ -103,10 +106,16 @@ def row(name: str, value: Any) -> tuple[str, str]:
     return humanize(stem), number(value * scale) + _suffix(unit)
 
 
-def _unit(name: str) -> tuple[float, str, str]:
-    """What to multiply a metric by, the unit it is in then, and its name without the unit."""
+def _unit(name: str, value: Any) -> tuple[float, str, str]:
+    """What to multiply a metric by, the unit it is in then, and its name without the unit. `value` chooses the unit
+    where several would do.
+    """
     if name.endswith("_bytes"):
-        return 1 / GIB, "GiB", name.removesuffix("_bytes")
+        unit, size = memory_unit(abs(value) if _is_number(value) else 0.0)
+        return 1 / size, unit, name.removesuffix("_bytes")
+    if name.endswith("_j") and _is_number(value):
+        scale, unit = next(((1 / least, unit) for least, unit in _ENERGIES if abs(value) >= _MANY * least), (1.0, "J"))
+        return scale, unit, name.removesuffix("_j")
     for ending, unit in _UNITS.items():
         if name.endswith(ending):
             return 1.0, unit, name.removesuffix(ending)

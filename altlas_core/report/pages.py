@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
+from altlas_core.figures.style import OUTCOMES
 from altlas_core.report import numbers
 from altlas_core.report.cells import Link, Story
 from altlas_core.report.files import scenario_json
 from altlas_core.report.history import EarlierRun, earlier_run, trends
 from altlas_core.report.outcome import ScenarioOutcome
+from altlas_core.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -26,6 +29,9 @@ PROVENANCE_TEXT: Final = {
 VERDICTS: Final = {"passed": "Passed", "failed": "Failed", "broke": "Broke", "waiting": "Running"}
 KEY_METRICS: Final = 4
 MOST_FINDINGS: Final = 2  # of a scenario on the index
+ALIKE: Final = 0.8  # of the words of the shorter of two findings, numbers aside: they say the same
+_SUBJECT: Final = re.compile(r"^[^;,]*?: ")
+_TROUBLE: Final = tuple(words for name, (_, words) in OUTCOMES.items() if name != "finished")
 RECENT_RUNS: Final = 8  # of the history, before it is folded
 
 
@@ -52,6 +58,10 @@ class RunView:
     findings: dict[str, Sequence[Link]] = field(default_factory=dict)
     history: Sequence[EarlierRun] = ()
     wall_s: float | None = None
+
+    def title_of(self, scenario: str) -> str:
+        """Its notebook's title, once that has run."""
+        return self.titles.get(scenario) or scenario_title(scenario)
 
     @property
     def status(self) -> str:
@@ -159,13 +169,19 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"humanize": numbers.humanize, "duration": numbers.duration, "number": numbers.number}
+    environment.filters |= {
+        "humanize": numbers.humanize,
+        "scenario_title": scenario_title,
+        "duration": numbers.duration,
+        "number": numbers.number,
+    }
     environment.globals |= {
         "VERDICTS": VERDICTS,
         "PROVENANCE_TEXT": PROVENANCE_TEXT,
-        "MOST_FINDINGS": MOST_FINDINGS,
         "RECENT_RUNS": RECENT_RUNS,
         "key_metrics": key_metrics,
+        "trouble_first": trouble_first,
+        "most_telling": most_telling,
         "repeats_note": repeats_note,
         "plural": lambda count, noun: f"{count} {noun}" if count == 1 else f"{count} {noun}s",
     }
@@ -175,6 +191,32 @@ def _environment() -> Environment:
 def key_metrics(outcome: ScenarioOutcome) -> list[numbers.Tile]:
     """The few figures that stand for a scenario on the index: those it named itself, else its first single ones."""
     return numbers.tiles({name: outcome.metrics[name] for name in _key_names(outcome)}, outcome.repeats)
+
+
+def scenario_title(name: str) -> str:
+    scenario = SCENARIOS.get(name)
+    return scenario.title if scenario else numbers.humanize(name)
+
+
+def trouble_first(findings: Sequence[Link]) -> list[Link]:
+    """Findings that tell of failures and losses before those of what went well; else as they come."""
+    return sorted(findings, key=lambda finding: not any(words in finding.text for words in _TROUBLE))
+
+
+def most_telling(findings: Sequence[Link]) -> list[Link]:
+    """The few findings that stand for a scenario on the index: trouble first, nothing twice."""
+    told: list[Link] = []
+    for finding in trouble_first(findings):
+        if not any(_alike(finding.text, other.text) for other in told):
+            told.append(finding)
+    return told[:MOST_FINDINGS]
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two titles say the same but for their numbers and the subject that they name first."""
+    said = (_SUBJECT.sub("", text).split() for text in (one, other))
+    first, second = ({word for word in words if not word[0].isdigit()} for words in said)
+    return len(first & second) >= ALIKE * min(len(first), len(second))
 
 
 def _key_names(outcome: ScenarioOutcome) -> list[str]:

@@ -6,13 +6,15 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from types import UnionType
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from altlas_core.config import Settings, from_dict, to_dict
 from altlas_core.errors import ConfigError
@@ -21,6 +23,7 @@ from altlas_core.report.environment import MachineLike, Request
 from altlas_core.report.files import RAN_TO_ITS_END
 from altlas_core.report.folder import RESULTS, write_text
 from altlas_core.report.numbers import duration
+from altlas_core.rules import shown
 
 REQUEST: Final = "request.json"
 FORMAT: Final = 1
@@ -34,6 +37,7 @@ class SavedRun:
     for each time the run was gone on with.
     """
 
+    run_id: str
     started: str
     scenarios: tuple[str, ...]
     settings: Mapping[str, Any]
@@ -53,10 +57,14 @@ class SavedRun:
         write_text(folder / REQUEST, json.dumps(tree, indent=2, default=str) + "\n")
 
     def settings_again(self, strategies: Sequence[str] = ()) -> Settings:
-        """The run's settings. `strategies`: names of the user's own. Raises ConfigError where a key is no more."""
+        """The run's settings, without its deadlines: what they cut off would be cut off again.
+
+        `strategies`: names of the user's own. Raises ConfigError where a key is no more.
+        """
         settings = from_dict(self.settings, REQUEST, strategies)
         devices = settings.gpu.devices or (() if self.backend == "simulated" else self.devices)
-        return replace(settings, gpu=replace(settings.gpu, backend=self.backend, devices=devices))
+        gpu = replace(settings.gpu, backend=self.backend, devices=devices)
+        return replace(settings, gpu=gpu, run=replace(settings.run, deadline=0.0, notebook_deadline=0.0))
 
     def changes(self, machine: MachineLike) -> list[str]:
         """What is not as it was when the run began, a line each."""
@@ -70,6 +78,7 @@ class SavedRun:
 
 
 def asked(
+    run_id: str,
     started: datetime,
     scenarios: Sequence[str],
     settings: Settings,
@@ -81,6 +90,7 @@ def asked(
     strategy = None if request.strategy is None else request.strategy.rpartition(":")[0]
     files = [str(Path(name).resolve()) for name in (settings.run.workload, strategy) if name]
     return SavedRun(
+        run_id=run_id,
         started=started.isoformat(),
         scenarios=tuple(scenarios),
         settings=to_dict(settings),
@@ -115,7 +125,13 @@ def read_request(folder: Path) -> SavedRun:
         config = given.pop("config_path")
         request = Request(None if config is None else Path(config), **given)
         lists = {name: tuple(value) for name, value in tree.items() if isinstance(value, list)}
-        return SavedRun(**{**tree, **lists}, request=request)
+        saved = SavedRun(**{**tree, **lists}, request=request)
+        _check_types(saved)
+        _check_types(request)
+        datetime.fromisoformat(saved.started)
+        if not saved.scenarios:
+            raise ValueError("scenarios: there is none")
+        return saved
     except FileNotFoundError:
         raise ConfigError(f"{folder.name} has no {REQUEST}, so what it was asked is not known; run it anew") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -123,18 +139,21 @@ def read_request(folder: Path) -> SavedRun:
 
 
 def ended_whole(folder: Path) -> dict[str, float]:
-    """Scenarios that ran to their end, by results.json, and their real seconds. Empty where that cannot be read."""
+    """Scenarios that ran to their end, by results.json, and their real seconds. What cannot be read there is absent."""
+    scenarios = _results(folder).get("scenarios")
     found = {}
-    for name, entry in _results(folder).get("scenarios", {}).items():
-        checks = [check for check in entry["checks"] if check["name"] == RAN_TO_ITS_END]
-        if all(check["passed"] for check in checks) and entry["wall_s"] is not None:
-            found[str(name)] = float(entry["wall_s"])
+    for name, entry in scenarios.items() if isinstance(scenarios, dict) else ():
+        with suppress(KeyError, TypeError):
+            ended = all(check["passed"] for check in entry["checks"] if check["name"] == RAN_TO_ITS_END)
+            taken_s = _seconds(entry["wall_s"])
+            if ended and taken_s is not None:
+                found[name] = taken_s
     return found
 
 
 def wall_s(folder: Path) -> float:
     """Real seconds that the run has taken so far."""
-    return float(_results(folder).get("wall_s", 0.0))
+    return _seconds(_results(folder).get("wall_s")) or 0.0
 
 
 def told(earlier_s: float, left: Sequence[str], changes: Sequence[str]) -> str:
@@ -142,6 +161,31 @@ def told(earlier_s: float, left: Sequence[str], changes: Sequence[str]) -> str:
     at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     line = f"{at}, after {duration(earlier_s)}, to run {', '.join(left)}; times are added up"
     return "; ".join([line, *changes])
+
+
+def _check_types(record: SavedRun | Request) -> None:
+    """Raises ValueError where a field holds something else than its annotation says."""
+    for name, kind in get_type_hints(type(record)).items():
+        value = getattr(record, name)
+        if not _fits(value, kind):
+            raise ValueError(f"{name}: {shown(value)} is nothing that can stand there")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(_fits(value, one) for one in inner)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, inner[0]) for item in value)
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(_fits(item, inner[1]) for item in value.values())
+    return kind is Any or isinstance(value, kind)
+
+
+def _seconds(value: Any) -> float | None:
+    """A duration as results.json has it; None for anything else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value < math.inf else None
 
 
 def _results(folder: Path) -> Mapping[str, Any]:
@@ -156,7 +200,7 @@ def _sha256(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except (OSError, ValueError):  # a path that is none
         return None
 
 

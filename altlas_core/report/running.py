@@ -66,22 +66,24 @@ class Runner:
     def executions(self) -> Generator[tuple[str, Execution], None, None]:
         """Name and execution, in the order in which they end; what was never begun comes last."""
         prepare()
+        for early in self._next(0.0):  # a stop or the deadline may have come meanwhile: then nothing is begun
+            self._inbox.put(early)
         for _ in range(self._jobs):
             self._add_thread()
         left = set(self._runs)
         try:
             while left:
-                for name, execution in self._next():
+                for name, execution in self._next(self._patience_s()):
                     if name in left:  # else it was given up
                         left.remove(name)
                         yield name, execution
         finally:
             self._end(INTERRUPTED)
 
-    def _next(self) -> list[tuple[str, Execution]]:
+    def _next(self, patience_s: float) -> list[tuple[str, Execution]]:
         """Wait for an end, a stop or a deadline; what has ended by that."""
         try:
-            ended = self._inbox.get(timeout=self._patience_s())
+            ended = self._inbox.get(timeout=patience_s)
         except Empty:
             return self._overdue()
         if ended is not None:
@@ -149,10 +151,11 @@ class Runner:
         with self._lock:
             for name, own in list(self._running.items()):
                 if own.killed_s is None and notebook_s and now >= own.since_s + notebook_s:
-                    self._kill(own, f"did not end within {notebook_s:g} s (--notebook-deadline)")
+                    self._kill(own, f"it did not end within {notebook_s:g} s (--notebook-deadline)")
                 elif own.killed_s is not None and now >= own.killed_s + GRACE_S:
                     del self._running[name]
-                    ended.append((name, Execution(now - own.since_s, f"{own.why}; its kernel could not be ended")))
+                    why = f"cut off: {own.why}; its kernel could not be ended"
+                    ended.append((name, Execution(now - own.since_s, why)))
                     self._add_thread()
         return ended
 
@@ -162,7 +165,7 @@ class Runner:
             self._over = self._over or why
             for own in self._running.values():
                 if own.killed_s is None:
-                    self._kill(own, f"cut off: {why}")
+                    self._kill(own, why)
             never = [(name, Execution(0.0, f"not run: {why}", ran=False)) for name in self._waiting]
             self._waiting.clear()
             self.cut_off = self.cut_off or bool(never)

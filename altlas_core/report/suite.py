@@ -6,6 +6,7 @@ The folder is whole at every moment: index.html and results.json stand there fro
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
@@ -118,13 +119,15 @@ class _Suite:
         if options.resume is None:
             started = datetime.now(UTC)
             self.folder = folder.create_run_folder(reports_dir.absolute(), started)
+            run_id = self.folder.name
         else:
             self.folder = options.resume
-            started = datetime.fromisoformat(resume.read_request(self.folder).started)
+            saved = resume.read_request(self.folder)
+            run_id, started = saved.run_id, datetime.fromisoformat(saved.started)
             request = resume.whole_request(request, settings)
         self.parameters = notebook_parameters(settings, machine, request, self.folder)
         self.view = pages.RunView(
-            run_id=self.folder.name,
+            run_id=run_id,
             started=started,
             seed=settings.seed,
             backend=machine.backend,
@@ -136,7 +139,7 @@ class _Suite:
             time_scale=settings.run.time_scale,
             pace=settings.run.pace,
             outcomes=[ScenarioOutcome(name) for name in self.chosen],
-            history=read_history(self.folder.parent, self.folder.name),
+            history=read_history(self.folder.parent, run_id),
         )
         self.record = Record(self.folder, self.view, settings, machine, self.request)
 
@@ -173,8 +176,8 @@ class _Suite:
     # --- what is asked --------------------------------------------------------------------------------------------
 
     def _asked_now(self) -> SavedRun:
-        chosen, rules = list(self.chosen), self._rules()
-        return resume.asked(self.view.started, chosen, self.settings, self.machine, self.request, rules)
+        view, chosen, rules = self.view, list(self.chosen), self._rules()
+        return resume.asked(view.run_id, view.started, chosen, self.settings, self.machine, self.request, rules)
 
     def _go_on(self) -> None:
         """Take over what an earlier process finished of this run."""
@@ -264,8 +267,8 @@ class _Suite:
         self.view.wall_s = self.record.wall_s
         self.record.write_overview()
         self.record.write_junit()
-        note = folder.point_latest_to(self.folder)
-        if note:
+        named = self.folder.name == self.view.run_id  # else it is a copy, which may lie anywhere
+        if named and (note := folder.point_latest_to(self.folder)):
             self.notes.append(note)
         if self.options.pdf and not runner.interrupted:
             self.notes += print_pages(sorted(self.folder.glob("*.html")))
@@ -284,8 +287,8 @@ class _Suite:
             self.record.write_page(outcome, read_story(notebook or {}, humanize(name)))
 
     def _name_to_resume(self) -> str:
-        """The run's id, which is looked for in ./reports, or its folder where that lies elsewhere."""
-        return self.folder.name if self.folder.parent == Path("reports").absolute() else str(self.folder)
+        """For a shell: the run's id, which is looked for in ./reports, or its folder where that lies elsewhere."""
+        return shlex.quote(self.folder.name if self.folder.parent == Path("reports").absolute() else str(self.folder))
 
 
 def _read_notebook(path: Path) -> Mapping[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 from altlas_core.backends.work_check import check_work
 from altlas_core.config import Settings
-from altlas_core.errors import AltlasError
+from altlas_core.errors import AltlasError, WorkloadError
 from altlas_core.intake import make_tasks
 from altlas_core.model import GIB, DeviceSpec, Task
 from altlas_core.scenarios.measures import capacity_bytes
 from altlas_core.scenarios.yardsticks import length_s
+from altlas_core.telemetry import MAX_ROWS
+from altlas_core.words import memory_text, seconds_text
 from altlas_core.workloads import Workload
 
 if TYPE_CHECKING:
@@ -39,7 +42,9 @@ def given_workload(settings: Settings, devices: Sequence[DeviceSpec]) -> Given:
     """
     if settings.run.workload is not None:
         path = Path(settings.run.workload)
-        return Given(Workload.from_file(path), path.name)
+        workload = Workload.from_file(path)
+        _check_readings(settings, workload, len(devices))
+        return Given(workload, path.name)
     workload = Workload.from_file(EXAMPLE)
     told = f"an example that comes with the package ({EXAMPLE.name}; no workload was given)"
     room = max((capacity_bytes(settings, spec) for spec in devices), default=EXAMPLE_ROOM)
@@ -63,6 +68,26 @@ def check_given(settings: Settings, devices: Sequence[DeviceSpec]) -> None:
         raise type(problem)(
             f"{settings.run.workload}: {problem} (tasks are numbered by submit_s, then as they stand)"
         ) from None
+    _check_readings(settings, workload, len(devices))
+
+
+def _check_readings(settings: Settings, workload: Workload, gpus: int) -> None:
+    """That its submissions are not spread so thin that a run would do little but read idle devices."""
+    last_s, interval_s = max((spec.submit_s for spec in workload.specs), default=0.0), settings.telemetry.interval
+    readings = (last_s / interval_s + 1) * gpus
+    if readings <= MAX_ROWS:
+        return
+    raise WorkloadError(
+        f"{settings.run.workload}: the last task is submitted at {last_s:,.10g} s (times are seconds), which with "
+        f"telemetry.interval {interval_s:g} s and {gpus} GPUs is {readings:,.0f} readings; allowed: "
+        f"{MAX_ROWS:,}, as with --set telemetry.interval={_round_up(last_s * gpus / (MAX_ROWS - gpus)):g}"
+    )
+
+
+def _round_up(seconds: float) -> float:
+    """To 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(seconds))
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= seconds)
 
 
 def workload_table(given: Given, tasks: Sequence[Task], strategy: str) -> pd.DataFrame:
@@ -71,17 +96,18 @@ def workload_table(given: Given, tasks: Sequence[Task], strategy: str) -> pd.Dat
 
     lengths = [length for task in tasks if (length := length_s(task)) is not None]
     unknown = len(tasks) - len(lengths)
-    memory = [task.demand.memory_bytes / GIB for task in tasks]
+    memory = [task.demand.memory_bytes for task in tasks]
     pinned = sum(task.demand.pin is not None for task in tasks)
     rows = {
         "workload": given.told,
         "size": f"{len(tasks):,} tasks" if len(tasks) > 1 else "1 task",
-        "submitted": f"from {tasks[0].submitted_s:g} s to {tasks[-1].submitted_s:g} s",
+        "submitted": f"from {seconds_text(tasks[0].submitted_s)} to {seconds_text(tasks[-1].submitted_s)}",
         "kinds of work": _counts(task.spec.kind for task in tasks),
         "priorities": _counts(task.spec.priority for task in tasks),
-        "known lengths": f"{sum(lengths):,.5g} s together, {max(lengths, default=0.0):.4g} s the longest"
+        "known lengths": f"{seconds_text(sum(lengths), 5)} together, "
+        f"{seconds_text(max(lengths, default=0.0))} the longest"
         + (f"; {unknown:,} of unknown length" if unknown else ""),
-        "memory": f"{min(memory):.3g} to {max(memory):.3g} GiB for a task",
+        "memory": f"{memory_text(min(memory), max(memory))} for a task",
         "pinned to a GPU": f"{pinned:,} of them",
         "strategy": strategy,
     }

@@ -17,6 +17,7 @@ from altlas_core.scenarios.given import given_workload, workload_table
 from altlas_core.scenarios.measures import WHAT_TO_DO, percentile
 from altlas_core.scenarios.run_metrics import run_metrics
 from altlas_core.scenarios.yardsticks import lower_bound_s
+from altlas_core.words import seconds_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,8 +123,8 @@ def _check_bound(bench: Bench, result: Result) -> None:
     bench.check(
         "the makespan is not below what the work needs at least",
         makespan_s >= share * bound_s,
-        f"at least {bound_s:.5g} s",
-        f"{makespan_s:.5g} s",
+        f"at least {seconds_text(bound_s, 5)}",
+        seconds_text(makespan_s, 5),
         "work was cut short, or more ran at a time than there is room for",
     )
 

@@ -94,6 +94,13 @@ def relative_width(summary: Summary) -> float:
     return abs((summary.half_width or 0.0) / summary.mean) if summary.mean else 0.0
 
 
+def check_seeds(settings: Settings) -> None:
+    """Raise ConfigError where the last of the repeats would have no seed."""
+    count = settings.run.repeat
+    if settings.seed + count - 1 > MAX_SEED:
+        raise ConfigError(f"seed {settings.seed} with run.repeat {count}: the last seed would be over {MAX_SEED}")
+
+
 def run_repeated(
     scenario: Scenario, settings: Settings, observe: Callable[[ScenarioResult], Seen]
 ) -> tuple[ScenarioResult, Repeats[Seen] | None]:
@@ -106,8 +113,7 @@ def run_repeated(
     count = settings.run.repeat
     if count == 1:
         return scenario.run(settings), None
-    if settings.seed + count - 1 > MAX_SEED:
-        raise ConfigError(f"seed {settings.seed} with run.repeat {count}: the last seed would be over {MAX_SEED}")
+    check_seeds(settings)
     with warm.keep():
         first = scenario.run(settings)
         real = first.provenance != "simulated"

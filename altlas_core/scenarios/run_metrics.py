@@ -12,7 +12,8 @@ def run_metrics(result: Result) -> dict[str, Any]:
     """None where there was nothing to measure.
 
     p50_s, p95_s, p99_s: from submission to the end of completed tasks. wait: from submission to the start of the last
-    attempt. jain_index: of the seconds for which each GPU's slots were held.
+    attempt. utilization and energy: from the first submission on, as makespan and throughput. jain_index: of the
+    seconds for which each GPU's slots were held.
     """
     whole = result.metrics
     named = {f"p{percent}_s": whole[f"latency_p{percent}_s"] for percent in (50, 95, 99)}
@@ -21,7 +22,7 @@ def run_metrics(result: Result) -> dict[str, Any]:
         **{name: whole[name] for name in same},
         **named,
         **{f"wait_p{percent}_s": whole[f"wait_p{percent}_s"] for percent in (50, 95, 99)},
-        "utilization_mean_pct": whole["utilization_mean_pct"],
+        "utilization_mean_pct": utilization_mean_pct(result),
         "energy_j": energy_j(result),
         "queue_depth_max": most_waiting(result),
         "jain_index": jain_index(held_s(result)),
@@ -37,8 +38,23 @@ def held_s(result: Result) -> list[float]:
     return held
 
 
+def _first_s(result: Result) -> float:
+    return min((task.submitted_s for task in result.task_list), default=0.0)
+
+
+def utilization_mean_pct(result: Result) -> float | None:
+    """Over all devices and all readings after the first submission; None where there are none.
+
+    A reading is the mean since the one before, so that one at the first submission tells of idle time only.
+    """
+    table = result.telemetry
+    readings = table["utilization_pct"][table["time_s"] > _first_s(result)].dropna()
+    return float(readings.mean()) if len(readings) else None
+
+
 def energy_j(result: Result) -> float | None:
-    """The integral of power over the run, all devices together: each reading holds for the time since the one before.
+    """The integral of power from the first submission on, all devices together: each reading holds for the time since
+    the one before.
 
     None where a device never told its power. A device that does not answer for a while counts nothing meanwhile.
     """
@@ -49,7 +65,7 @@ def energy_j(result: Result) -> float | None:
     known = np.isfinite(power_w)
     if not known.any(axis=0).all():
         return None
-    passed_s = np.diff(np.frombuffer(sampled.queue_time_s, dtype=np.float64))
+    passed_s = np.diff(np.frombuffer(sampled.queue_time_s, dtype=np.float64).clip(min=_first_s(result)))
     return float((np.where(known, power_w, 0.0)[1:].sum(axis=1) * passed_s).sum())
 
 

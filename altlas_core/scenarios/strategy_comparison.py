@@ -46,8 +46,9 @@ def run(settings: Settings) -> ScenarioResult:
     for name in compared(settings):
         bench.run(name, workload, {"gpu.selection.default_strategy": name})
     _check_same_tasks(bench)
-    some = next(iter(bench.runs.values()))  # what is known in advance is the same in all
-    bound_s, offline = lower_bound_s(some), offline_schedule(some)
+    runs = list(bench.runs.values())
+    some = runs[0]  # what is known in advance is the same in all
+    bound_s, offline = lower_bound_s(*runs), offline_schedule(*runs)
     _check_bound(bench, bound_s)
     _check_work_conserving(bench)
     rows = {name: run_metrics(result) for name, result in bench.runs.items()}
@@ -149,7 +150,7 @@ def _check_work_conserving(bench: Bench) -> None:
     """Where nothing but a slot is ever waited for, Graham's bound holds of strategies that leave none idle. In virtual
     time only: starting a task takes time elsewhere."""
     names = [name for name in bench.runs if name in STRATEGIES and name != "single_gpu"]
-    most_s = graham_bound_s(bench.runs[names[0]]) if names and not bench.slack_s else None
+    most_s = graham_bound_s(*(bench.runs[name] for name in names)) if names and not bench.slack_s else None
     if most_s is None:
         return
     slowest = max(names, key=lambda name: float(bench.runs[name].metrics["makespan_s"]))

@@ -10,10 +10,10 @@ from heapq import heapify, heappop, heappush
 from typing import Final, NamedTuple
 
 from altlas_core.kinds import KINDS
-from altlas_core.model import Device, Task
+from altlas_core.model import COMPLETED, Device, Task
 from altlas_core.result import Result
 
-MOST_STEPS: Final = 10_000_000  # of the offline schedule, some seconds: tasks x (needs + GPUs); beyond there is none
+MOST_STEPS: Final = 30_000_000  # of the offline schedule, about 0.1 us each (see _steps); beyond there is none
 CROWDS: Final = (1, 2, 3)  # see lower_bound_s
 _NEVER_RUN: Final = frozenset({"too_large", "queue_full"})
 
@@ -38,23 +38,42 @@ def length_s(task: Task) -> float | None:
     return min(spec.duration_s, task.timeout_s)
 
 
-def known_work(tasks: Sequence[Task]) -> list[Work]:
-    """Of every task of known length that a GPU can hold, in order of submission."""
+def known_work(runs: Sequence[Result]) -> list[Work]:
+    """Of every task of known length that ran as long in each of these runs of one workload, in order of submission.
+
+    One that failed before (its memory, its worker, its device) took less than it asked for.
+    """
     return [
         Work(task.submitted_s, length, task.demand.memory_bytes, task.demand.pin)
-        for task in tasks
-        if task.error_code not in _NEVER_RUN and (length := length_s(task)) is not None
+        for task, *others in _tasks(runs)
+        if all(_lasted(each) for each in (task, *others)) and (length := length_s(task)) is not None
     ]
 
 
-def lower_bound_s(result: Result) -> float:
-    """A makespan that no schedule of these tasks can go below, however clever.
+def _all_work(runs: Sequence[Result]) -> list[Work] | None:
+    """The same, where that is all that a GPU can hold; else None."""
+    work = known_work(runs)
+    held = sum(any(task.error_code not in _NEVER_RUN for task in same) for same in _tasks(runs))
+    return work if work and len(work) == held else None
+
+
+def _tasks(runs: Sequence[Result]) -> Iterator[tuple[Task, ...]]:
+    """Each task, as it ended in each run."""
+    return zip(*(run.task_list for run in runs), strict=True)
+
+
+def _lasted(task: Task) -> bool:
+    return task.state == COMPLETED or task.error_code == "timeout"
+
+
+def lower_bound_s(*runs: Result) -> float:
+    """A makespan that no schedule of these tasks can go below, however clever; of several runs, none of them.
 
     The largest of: a task's submission and its length; and for every time t, what is submitted from t on, spread
     evenly over the machine: by slots, by bytes, and by tasks so large that at most k of them fit on one GPU.
-    Tasks of unknown length count nothing.
+    Tasks of unknown length, and those that failed before it was over, count nothing.
     """
-    work = known_work(result.task_list)
+    work, result = known_work(runs), runs[0]
     if not work:
         return 0.0
     first_s = result.task_list[0].submitted_s
@@ -106,20 +125,24 @@ ORDERS: Final[dict[str, Callable[[Work], float]]] = {
 }
 
 
-def offline_schedule(result: Result) -> tuple[float, str] | None:
+def offline_schedule(*runs: Result) -> tuple[float, str] | None:
     """The best makespan of some list schedules that know every length in advance, and the order of the best one.
 
     Each puts the first of the waiting tasks in its order (Graham's "longest processing time", 1969, is one) on the GPU
-    that it fits most tightly, and may let smaller ones pass. Priorities count for nothing. None where a length is not
-    known, or where it would take too long.
+    it fits most tightly, and may let smaller ones pass. Priorities count for nothing. None where a length is not
+    known or a task did not run for it, or where it would take too long to find (more than about 3 s).
     """
-    tasks = [task for task in result.task_list if task.error_code not in _NEVER_RUN]
-    work = known_work(tasks)
-    needs = {(each.memory_bytes, each.gpu_id) for each in work}
-    if not work or len(work) < len(tasks) or len(work) * (len(needs) + len(result.pool)) > MOST_STEPS:
+    work, result = _all_work(runs), runs[0]
+    if work is None or _steps(work, len(result.pool)) > MOST_STEPS:
         return None
     first_s = result.task_list[0].submitted_s
     return min((_list_schedule_s(work, result.pool, order) - first_s, name) for name, order in ORDERS.items())
+
+
+def _steps(work: Sequence[Work], gpus: int) -> int:
+    """What all orders cost, as measured: at each start and end every need is held against every GPU."""
+    needs = len({(each.memory_bytes, each.gpu_id) for each in work})
+    return len(ORDERS) * len(work) * (130 + needs * (20 + gpus))
 
 
 def _list_schedule_s(work: Sequence[Work], pool: Sequence[Device], order: Callable[[Work], float]) -> float:
@@ -169,15 +192,15 @@ def _tightest(need: tuple[int, int | None], slots: Sequence[int], free: Sequence
 # --- what a scheduler that leaves no slot idle can be held to ---------------------------------------------------------
 
 
-def graham_bound_s(result: Result) -> float | None:
+def graham_bound_s(*runs: Result) -> float | None:
     """The longest makespan of a schedule that never leaves a slot idle while a task waits (Graham, 1966, with times of
     submission): the largest submission + (1 - 1/m) length, and all work / m, on m slots.
 
-    None where a task may have to wait with a slot free, for memory or its GPU, or where a length is not known.
+    None where a task may have to wait with a slot free, for memory or its GPU, or where a length is not known or a task
+    did not run for it.
     """
-    tasks = [task for task in result.task_list if task.error_code not in _NEVER_RUN]
-    work = known_work(tasks)
-    if not work or len(work) < len(tasks) or any(each.gpu_id is not None for each in work):
+    work, result = _all_work(runs), runs[0]
+    if work is None or any(each.gpu_id is not None for each in work):
         return None
     largest = max(each.memory_bytes for each in work)
     if any(device.slots * largest > device.capacity_bytes for device in result.pool):

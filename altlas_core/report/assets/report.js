@@ -52,7 +52,10 @@
     const figure = JSON.parse(place.parentElement.querySelector('script[type="application/json"]').textContent);
     const layout = dressed(figure.layout, width || place.clientWidth);
     if (width) layout.width = width;
-    const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: UNUSED };
+    const options = {
+      responsive: true, displaylogo: false, modeBarButtonsToRemove: UNUSED,
+      showSendToCloud: false, plotlyServerURL: "", // a figure stays where it is
+    };
     return Plotly.react(place, figure.data, layout, options);
   }
 

@@ -17,8 +17,8 @@
   function groups() {
     const found = new Map();
     let part = 0, timelines = 0;
-    for (const node of document.querySelectorAll("main h2, .figure[data-drawn]")) {
-      if (node.tagName === "H2") [part, timelines] = [part + 1, 0];
+    for (const node of document.querySelectorAll("main h2, .story h3, .figure[data-drawn]")) {
+      if (node.tagName.startsWith("H")) [part, timelines] = [part + 1, 0];
       else if (isTime(node)) {
         timelines += isTimeline(node);
         const key = node.layout.meta.run ?? `${part}/${timelines}`;
@@ -81,8 +81,10 @@
       said.push(`${count} ${count === 1 ? "task" : "tasks"} running`);
     }
     const queue = places.find((place) => place.layout.meta.figure === "queue_depth" && lines(place).length === 1);
-    const waiting = queue && valueAt(lines(queue)[0], time);
-    if (typeof waiting === "number") said.push(`${short(waiting)} waiting`);
+    const beside = timeline && timeline.layout.meta.waiting; // where no figure of the queue is drawn
+    const depths = queue ? lines(queue)[0] : beside && { ...beside, line: { shape: "hv" } };
+    const waiting = depths && valueAt(depths, time);
+    if (typeof waiting === "number") said.push(`${!queue && beside.most ? "up to " : ""}${short(waiting)} waiting`);
     return `${short(time)} s${said.length ? ": " + said.join(", ") : ""}`;
   }
 

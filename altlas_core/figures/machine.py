@@ -20,12 +20,12 @@ from altlas_core.figures.style import (
     number,
     plural,
     run_name,
-    seconds_text,
     shades,
     source,
 )
 from altlas_core.model import GIB, LOST, UNHEALTHY
 from altlas_core.result import Result
+from altlas_core.words import seconds_text
 
 if TYPE_CHECKING:
     import numpy as np

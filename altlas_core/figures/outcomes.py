@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from altlas_core.events import DeviceLost, DeviceReturned
-from altlas_core.figures.style import OUTCOMES, PINK, device_word, numbers, plural, seconds_text
+from altlas_core.figures.style import OUTCOMES, PINK, device_word, numbers, plural
 from altlas_core.model import Attempt
 from altlas_core.result import Result
+from altlas_core.words import seconds_text
 
 LOSSES: Final = ((True, "GPU lost", "x"), (False, "GPU back", "cross"))
 

@@ -18,6 +18,7 @@ from altlas_core.figures.style import (
     source,
     words,
 )
+from altlas_core.words import seconds_text
 
 Rows = Mapping[str, Mapping[str, Any]]  # strategy -> its metrics
 EQUAL: Final = 0.0005  # shares that differ by less are told as equal
@@ -51,13 +52,13 @@ def strategy_makespans(rows: Rows, lower_bound_s: float, offline_s: float | None
         "y": [_narrow(name) for name in names],
         "x": numbers(spans),
         "marker": {"color": [series_colour(name, at) for at, name in enumerate(names)], "line": {"width": 0}},
-        "text": [f"{span:.4g} s" for span in spans],
+        "text": [seconds_text(span) for span in spans],
         "textposition": "outside",
         "cliponaxis": False,
         "hovertemplate": "%{y}: %{x:.5g} s<extra></extra>",
     }
     marks = [
-        _upright(value, f"{text}: {value:.4g} s", colour, dash, [_narrow(names[0]), _narrow(names[-1])])
+        _upright(value, f"{text}: {seconds_text(value)}", colour, dash, [_narrow(names[0]), _narrow(names[-1])])
         for value, text, colour, dash in (
             (lower_bound_s, "lower bound", GREY, "dot"),
             (offline_s, "offline, every length known", INK, "dash"),
@@ -96,7 +97,7 @@ def finding(rows: Rows) -> str:
     spans = {name: float(rows[name]["makespan_s"]) for name in ranked}
     best, last = ranked[0], ranked[-1]
     if not spans[best] or spans[last] / spans[best] - 1 < EQUAL:
-        return f"Every strategy needs {spans[best]:.4g} s"
+        return f"Every strategy needs {seconds_text(spans[best])}"
     text = f"{words(best)} ends first; {words(last)} takes {_longer(spans[last] / spans[best])}"
     others = [spans[name] / spans[best] for name in ranked[1:-1]]
     if not others:
@@ -142,8 +143,12 @@ def strategy_waits(rows: Rows, provenance: str) -> Figure:
     told = "No task started"
     if known:
         least, most = min(known, key=lambda n: known[n]), max(known, key=lambda n: known[n])
-        told = f"19 of 20 tasks start within {known[least]:.3g} s under {words(least)}"
-        told += f", within {known[most]:.3g} s under {words(most)}" if known[most] > known[least] else " and all others"
+        told = f"19 of 20 tasks start within {seconds_text(known[least], 3)} under {words(least)}"
+        told += (
+            f", within {seconds_text(known[most], 3)} under {words(most)}"
+            if known[most] > known[least]
+            else " and all others"
+        )
     return figure(
         traces,
         told,

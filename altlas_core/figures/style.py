@@ -235,9 +235,3 @@ def device_word(backend: str) -> str:
 def source(provenance: str) -> str:
     """Where the figures drawn come from, in words."""
     return "measured and simulated" if provenance == "mixed" else provenance
-
-
-def seconds_text(value: float, digits: int = 4) -> str:
-    if 0 < value < 0.01:
-        return f"{1000 * value:.{digits}g} ms"
-    return f"{value:.{digits}g} s" if value < 10 ** min(digits, 4) else f"{value:,.0f} s"

@@ -49,8 +49,8 @@ def timeline(
     """A bar per attempt, coloured by how it ended, stacked by the slot it held.
 
     phases: (start in seconds, name) of parts of the run. label: the text on a bar; None = the task's number, where
-    there are few. until_s: only attempts that started before. subject: what the title is to name first. Too many
-    lanes or attempts become a map: see crowd.
+    there are few. until_s: only attempts that started before. subject: what the title names first. Too many lanes or
+    attempts become a map: see crowd.
     """
     shown = [a for a in result.log.attempts() if until_s is None or a.started_s < until_s]
     if len(shown) > MOST_BARS:

@@ -70,6 +70,14 @@ def report_page(found: Found) -> str:
     return table((head, "median (range)"), rows)
 
 
+def live_dashboard(found: Found) -> str:
+    rows = [
+        ("its clock, counters and GPUs", between(found["clock_per_s"], 1.0, 1)),
+        ("its figure", between(found["figure_per_s"], 1.0, 1)),
+    ]
+    return table((f"{found['gpus']} GPUs, {found['rounds']} rounds", "drawn a second: median (range)"), rows)
+
+
 def dispatch(found: Found) -> str:
     rays = found.get("ray_tasks_per_s")
     rows = [
@@ -133,6 +141,7 @@ TABLES: dict[str, Callable[[Found], str]] = {
     "kills": kills,
     "suite": suite,
     "report_page": report_page,
+    "live_dashboard": live_dashboard,
     "import_time": import_time,
     "http_api": api_tables.http_api,
     "journal": api_tables.journal,

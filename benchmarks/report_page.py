@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from altlas_core.report.pdf import find_chromium
 from benchmarks.suite import folder_bytes
 from benchmarks.timing import script, spread
 
@@ -24,7 +24,6 @@ SCENARIO = "own_workload"
 LOAD = 1.05  # times what the machine can do: tasks wait
 SLOTS = 4
 TIMEOUT_S = 4.0  # about one task in fifty runs out of it: marks that must not be aggregated away
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LIMIT_MS = 60_000
 # When the last figure stood, on the page's own clock: milliseconds since navigation began.
 WATCH = """
@@ -64,7 +63,7 @@ def make_report(folder: Path, gpus: int, tasks: int) -> Path:
 @contextmanager
 def browser() -> Iterator[Any]:
     """A headless Chromium of this machine."""
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    path = find_chromium()
     if path is None:
         raise RuntimeError("no Chromium on this machine (Debian: apt-get install chromium)")
     playwright: Any = import_module("playwright.sync_api")

@@ -7,13 +7,14 @@ photographs the page. Needs Chromium (Debian: apt-get install chromium) and the 
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import sync_playwright
+
+from altlas_core.report.pdf import find_chromium
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -50,7 +51,7 @@ def photograph(browser: Any, address: str, picture: Path) -> None:
 
 
 def main() -> None:
-    browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    browser_path = find_chromium()
     if browser_path is None:
         sys.exit("Chromium is needed: apt-get install chromium")
     picture = HERE / "dashboard.png"

@@ -7,7 +7,6 @@ apt-get install chromium) and the test extras.
 from __future__ import annotations
 
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,8 @@ from pathlib import Path
 
 import httpx
 from playwright.sync_api import sync_playwright
+
+from altlas_core.report.pdf import find_chromium
 
 HERE = Path(__file__).resolve().parent
 MAX_BYTES = 200_000
@@ -58,7 +59,7 @@ def load(base: str, seconds: float) -> None:
 
 
 def main() -> None:
-    browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    browser_path = find_chromium()
     if browser_path is None:
         sys.exit("Chromium is needed: apt-get install chromium")
     picture = HERE / "live-page.png"

@@ -5,11 +5,12 @@ Needs Chromium (Debian: apt-get install chromium) and the test extras.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
+
+from altlas_core.report.pdf import find_chromium
 
 HERE = Path(__file__).resolve().parent
 MAX_BYTES = 200_000
@@ -17,7 +18,7 @@ MAX_BYTES = 200_000
 
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "reports" / "latest"
-    browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    browser_path = find_chromium()
     if browser_path is None or not (folder / "error_handling.html").is_file():
         sys.exit("Chromium and a report are needed: apt-get install chromium; make report")
     picture = HERE / "report.png"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+
+from altlas_core.report.pdf import find_chromium
 
 PARAMETERS = """\
 config = None
@@ -86,11 +87,6 @@ def notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     folder.mkdir()
     monkeypatch.setattr(module, "notebooks_dir", lambda: folder)
     return lambda number, name, *cells, **more: write_notebook(folder, number, name, *cells, **more)
-
-
-def find_chromium() -> str | None:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    return next((found for name in names if (found := shutil.which(name))), None)
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ import zlib
 from pathlib import Path
 
 import pytest
-from conftest import find_chromium
 from report_pages import write_report
 
 from altlas_core.cli import main
 from altlas_core.figures.style import BLUE
 from altlas_core.report import pdf
+from altlas_core.report.pdf import find_chromium
 
 
 def streams(path: Path) -> bytes:
